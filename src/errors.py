@@ -1,0 +1,26 @@
+"""The one exception type for mistakes a user can fix, and how entry scripts show it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Callable, Optional
+
+
+class UserError(ValueError):
+    """Bad input from outside (config, path, checkpoint, image): the message names it and the way out."""
+
+
+def run_main(main: Callable[[], Optional[int]]) -> None:
+    """Run an entry script's `main`; a `UserError` becomes one line on stderr and exit code 2.
+
+    Any other exception keeps its traceback: it is a defect, not a mistake of the user. Ctrl-C exits with 130.
+    """
+    try:
+        code = main()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        code = 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        code = 130
+    sys.exit(code or 0)
