@@ -37,7 +37,7 @@ _ALIASES = {
 }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _fields() -> dict[str, tuple[str, dataclasses.Field, Any]]:
     """Key -> (section, dataclass field, type)."""
     table: dict[str, tuple[str, dataclasses.Field, Any]] = {}

@@ -1,4 +1,4 @@
-"""What an arch name implies: the published models' widths and depths (configs/*.yaml of microsoft/Focal-Transformer)."""
+"""What an arch name implies: the published models (after configs/ of microsoft/Focal-Transformer)."""
 
 from __future__ import annotations
 
