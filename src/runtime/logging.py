@@ -1,0 +1,43 @@
+"""Logging that knows its rank: rank 0 speaks on the terminal, every rank writes a file of its own."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Optional, Union
+
+from src.runtime.device import Device
+
+LOGGER_NAME = "focal"
+
+
+def setup_logging(device_or_rank: Union[Device, int], folder: Optional[str] = None) -> logging.Logger:
+    """Set up the logger `focal` of this process.
+
+    Args:
+        device_or_rank: whose process this is. Rank 0 prints INFO and above to the terminal, other ranks warnings.
+        folder: the job's train_url; every rank appends all it logs to `<folder>/log/rank_N.log`. None: no file.
+
+    Returns:
+        The logger. A second call replaces the handlers of the first.
+    """
+    rank = device_or_rank if isinstance(device_or_rank, int) else device_or_rank.rank
+    logger = logging.getLogger(LOGGER_NAME)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    terminal = logging.StreamHandler(sys.stdout)
+    terminal.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    prefix = "" if rank == 0 else f"[rank {rank}] "
+    terminal.setFormatter(logging.Formatter(f"{prefix}%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logger.addHandler(terminal)
+    if folder is not None:
+        log_folder = Path(folder) / "log"
+        log_folder.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(log_folder / f"rank_{rank}.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s"))
+        logger.addHandler(file)
+    return logger

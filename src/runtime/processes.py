@@ -1,0 +1,63 @@
+"""Small tools around child processes: ending whole groups, dying with the parent, following a log file."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None  # loaded before any fork
+
+
+def die_with_parent() -> None:
+    """In a new child: have the kernel kill it when its parent dies, however the parent dies (Linux only)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_groups(processes: Sequence[subprocess.Popen], timeout: float = 10.0) -> None:
+    """Kill every process group led by `processes` (each started in a session of its own), children included.
+
+    A group is killed even where its leader has ended, for what the leader left behind.
+    """
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + timeout
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.1, deadline - time.monotonic()))
+
+
+class Follower:
+    """Copies what is appended to a file to the terminal."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.path = path
+        self.position = start
+
+    def copy_new(self) -> None:
+        """Write all that came since the last call."""
+        with open(self.path, "rb") as stream:
+            stream.seek(self.position)
+            new = stream.read()
+        if new:
+            self.position += len(new)
+            sys.stdout.write(new.decode("utf-8", "replace"))
+            sys.stdout.flush()
+
+
+def last_lines(path: Path, start: int, count: int) -> list[str]:
+    """The last `count` lines of a file, looking no further back than byte `start`."""
+    with open(path, "rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(start, size - 65536))
+        text = stream.read().decode("utf-8", "replace")
+    return [line for line in text.splitlines() if line.strip()][-count:]
