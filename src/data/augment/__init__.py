@@ -1,0 +1,1 @@
+"""Training augmentation with timm's meaning of every setting; each function is explicit about its randomness."""

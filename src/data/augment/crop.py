@@ -1,0 +1,90 @@
+"""Crops: the random resized crop of training, and the resize with centre crop of evaluation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image
+
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_ATTEMPTS = 10
+
+
+def draw_interpolation(interpolation: str, rng: np.random.Generator) -> Image.Resampling:
+    """Pillow's filter for the config value; `random` picks bilinear or bicubic evenly."""
+    if interpolation == "random":
+        return INTERPOLATIONS["bilinear" if rng.random() < 0.5 else "bicubic"]
+    return INTERPOLATIONS[interpolation]
+
+
+def draw_crop(
+    width: int, height: int, scale: tuple[float, float], aspect: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A random box (left, top, right, bottom) as in the Inception networks and timm.
+
+    Args:
+        width, height: of the image, in pixels.
+        scale: range of the box's area over the image's, uniform.
+        aspect: range of the box's width over its height, uniform in the logarithm.
+
+    Ten tries for a box that fits; then the largest centred box whose aspect lies in the range.
+    """
+    area = width * height
+    for _ in range(_ATTEMPTS):
+        target_area = rng.uniform(*scale) * area
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        box_width = round(math.sqrt(target_area * ratio))
+        box_height = round(math.sqrt(target_area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            left = int(rng.integers(0, width - box_width + 1))
+            top = int(rng.integers(0, height - box_height + 1))
+            return left, top, left + box_width, top + box_height
+    return _centre_box(width, height, aspect)
+
+
+def _centre_box(width: int, height: int, aspect: tuple[float, float]) -> tuple[int, int, int, int]:
+    box_width, box_height = width, height
+    if width / height < aspect[0]:
+        box_height = min(height, round(width / aspect[0]))
+    elif width / height > aspect[1]:
+        box_width = min(width, round(height * aspect[1]))
+    left, top = (width - box_width) // 2, (height - box_height) // 2
+    return left, top, left + box_width, top + box_height
+
+
+def resized_crop(
+    image: Image.Image, box: tuple[int, int, int, int], image_hw: tuple[int, int], resample: Image.Resampling
+) -> Image.Image:
+    """Crop, then resize to (height, width). In this order the filter sees no pixel outside the box, as in timm."""
+    return image.crop(box).resize((image_hw[1], image_hw[0]), resample)
+
+
+def eval_crop(
+    image: Image.Image, image_hw: tuple[int, int], crop_ratio: float, resample: Image.Resampling
+) -> Image.Image:
+    """Resize so that the centre crop takes `crop_ratio` of the shorter side, then crop to (height, width).
+
+    Square inputs follow torchvision: shorter side to int(side / crop_ratio), the longer one truncated. Others follow
+    timm: the smallest scale that covers (height, width) / crop_ratio, sides rounded.
+    """
+    height, width = image_hw
+    scaled = eval_resize(image.size, image_hw, crop_ratio)
+    if image.size != scaled:
+        image = image.resize(scaled, resample)
+    # torchvision's centre: Python's round, half to even.
+    left = round((scaled[0] - width) / 2.0)
+    top = round((scaled[1] - height) / 2.0)
+    return image.crop((left, top, left + width, top + height))
+
+
+def eval_resize(size: tuple[int, int], image_hw: tuple[int, int], crop_ratio: float) -> tuple[int, int]:
+    """(width, height) to which an image of `size` (width, height) is resized before the centre crop."""
+    target_height, target_width = (math.floor(side / crop_ratio) for side in image_hw)
+    width, height = size
+    if target_height == target_width:
+        if width <= height:
+            return target_width, int(target_width * height / width)
+        return int(target_height * width / height), target_height
+    ratio = min(width / target_width, height / target_height)
+    return max(round(width / ratio), image_hw[1]), max(round(height / ratio), image_hw[0])

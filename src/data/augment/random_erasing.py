@@ -1,0 +1,53 @@
+"""Random erasing (Zhong et al. 2017) of a normalised image, with timm's meaning of the settings."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+_AREA = (0.02, 1 / 3)  # of a rectangle over the image's, before division by the number of rectangles
+_ASPECT = (0.3, 1 / 0.3)  # height over width, uniform in the logarithm
+_ATTEMPTS = 10
+
+
+def draw_erasures(
+    height: int, width: int, prob: float, count: int, rng: np.random.Generator
+) -> list[tuple[int, int, int, int]]:
+    """Rectangles (top, left, bottom, right) to erase; none with probability 1 - prob.
+
+    Args:
+        count: the most rectangles; their number is uniform in 1 .. count, and their area is divided by it.
+    """
+    if rng.random() >= prob:
+        return []
+    number = int(rng.integers(1, count + 1)) if count > 1 else 1
+    rectangles = []
+    for _ in range(number):
+        for _ in range(_ATTEMPTS):
+            area = rng.uniform(*_AREA) * height * width / number
+            aspect = math.exp(rng.uniform(math.log(_ASPECT[0]), math.log(_ASPECT[1])))
+            rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if columns < width and rows < height:
+                top = int(rng.integers(0, height - rows + 1))
+                left = int(rng.integers(0, width - columns + 1))
+                rectangles.append((top, left, top + rows, left + columns))
+                break
+    return rectangles
+
+
+def erase(image: np.ndarray, rectangles: list[tuple[int, int, int, int]], mode: str, rng: np.random.Generator) -> None:
+    """Erase rectangles of `image`, normalised float32 (C, H, W), in place.
+
+    Args:
+        mode: const: zeros, the mean colour; rand: one normal colour per rectangle; pixel: normal noise per pixel.
+    """
+    channels = image.shape[0]
+    for top, left, bottom, right in rectangles:
+        if mode == "pixel":
+            fill = rng.standard_normal((channels, bottom - top, right - left), dtype=np.float32)
+        elif mode == "rand":
+            fill = rng.standard_normal((channels, 1, 1), dtype=np.float32)
+        else:
+            fill = np.float32(0)
+        image[:, top:bottom, left:right] = fill

@@ -1,0 +1,132 @@
+"""What a data folder holds, from directory listings alone: no image is opened, so 1.28 million are quick."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Iterator, Optional, Sequence
+
+import numpy as np
+
+from src.config.schema import Config
+from src.data.sources import FolderSource, ImageSource
+from src.errors import UserError
+
+logger = logging.getLogger("focal")
+
+IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"))
+
+
+@dataclass(frozen=True)
+class DataLayout:
+    """The splits found in a data folder; a split that was not asked for is None."""
+
+    folder: str
+    class_names: tuple[str, ...]
+    train: Optional[ImageSource]
+    val: Optional[ImageSource]
+
+
+def check_data(config: Config, data_folder: str, splits: Sequence[str] = ("train", "val")) -> DataLayout:
+    """Find the splits of a data folder and check them against the configuration. Needs neither device nor image.
+
+    Args:
+        config: `num_classes` must be the number of classes found.
+        data_folder: holds train/ and val/, or imagenet/train and imagenet/val, each with a folder per class.
+        splits: which ones the caller needs.
+
+    Raises:
+        UserError: missing folder, empty class, class in val that train lacks, other number of classes.
+    """
+    root = _find_root(data_folder, splits)
+    layout = _folder_layout(root, splits)
+    _check_num_classes(config.model.num_classes, layout, splits)
+    return layout
+
+
+def _find_root(data_folder: str, splits: Sequence[str]) -> str:
+    """`data_folder`, or `imagenet` in it: the first that has the needed splits."""
+    if not os.path.isdir(data_folder):
+        raise UserError(
+            f"data_url: folder {data_folder} does not exist; --data_url names the folder with train/ and val/"
+        )
+    for root in (data_folder, os.path.join(data_folder, "imagenet")):
+        if all(os.path.isdir(os.path.join(root, split)) for split in splits):
+            return root
+    wanted = " and ".join(f"{split}/" for split in splits)
+    nested = " and ".join(f"imagenet/{split}" for split in splits)
+    raise UserError(
+        f"data_url: {data_folder} holds neither {wanted} nor {nested}; --data_url names the folder that does"
+    )
+
+
+def _folder_layout(root: str, splits: Sequence[str]) -> DataLayout:
+    """Splits with one folder per class; labels follow the sorted names of train's folders (val's if there is no train)."""
+    train_folder = os.path.join(root, "train")
+    names_from = train_folder if os.path.isdir(train_folder) else os.path.join(root, splits[0])
+    class_names = _class_folders(names_from)
+    sources = {}
+    for split in splits:
+        folder = os.path.join(root, split)
+        found = class_names if folder == names_from else _class_folders(folder)
+        unknown = sorted(set(found) - set(class_names))
+        if unknown:
+            raise UserError(
+                f"data_url: class {unknown[0]!r} is in {folder} but not in {names_from}"
+                f"{_and_more(unknown)}; remove it there or add it here"
+            )
+        if len(found) < len(class_names):
+            logger.warning("%s has images of %d of the %d classes", folder, len(found), len(class_names))
+        sources[split] = _list_split(folder, found, class_names)
+    return DataLayout(root, class_names, sources.get("train"), sources.get("val"))
+
+
+def _class_folders(folder: str) -> tuple[str, ...]:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError(f"data_url: {folder} holds no class folders; each class needs a folder of its own in it")
+    return tuple(names)
+
+
+def _list_split(folder: str, found: Sequence[str], class_names: Sequence[str]) -> FolderSource:
+    label_of = {name: label for label, name in enumerate(class_names)}
+    paths: list[str] = []
+    counts = []
+    empty = []
+    for name in found:
+        files = sorted(_image_files(os.path.join(folder, name), name))
+        if not files:
+            empty.append(name)
+        paths.extend(files)
+        counts.append(len(files))
+    if empty:
+        raise UserError(
+            f"data_url: class {empty[0]!r} in {folder} has no image{_and_more(empty)}; add images or remove the folder"
+        )
+    return FolderSource(folder, paths, np.repeat([label_of[name] for name in found], counts))
+
+
+def _image_files(folder: str, prefix: str) -> Iterator[str]:
+    """Paths of the image files in `folder` and below, each starting with `prefix`."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = f"{prefix}/{entry.name}"
+            if os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS:
+                yield path
+            elif entry.is_dir():
+                yield from _image_files(entry.path, path)
+
+
+def _check_num_classes(num_classes: int, layout: DataLayout, splits: Sequence[str]) -> None:
+    found = len(layout.class_names)
+    if num_classes != found:
+        raise UserError(
+            f"num_classes: {num_classes}, but {layout.folder} has {found} classes; set --num_classes {found}"
+            " or correct --data_url"
+        )
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
