@@ -71,6 +71,7 @@ class ModelConfig:
     use_layerscale: bool = key(False, "learnable scale per channel on both branches of a block")
     layerscale_value: float = key(1e-4, "initial value of that scale", above=0.0)
     use_pre_norm: bool = key(False, "GroupNorm(1) before each downsampling")
+    pad_windows: bool = key(False, "version 2, use_shift: pad maps that windows do not tile instead of refusing them")
     recompute: bool = key(False, "recompute blocks in the backward pass: less memory, more time")
 
     @property

@@ -1,0 +1,322 @@
+"""Which keys each window of queries sees: NumPy tables made once, when the network is built.
+
+Shape legend
+    H, W    height and width of a stage's map, in tokens; Hp, Wp: padded to whole windows
+    w       window side; nW = (Hp / w) * (Wp / w) windows; N = nW * w * w tokens of the padded map
+    P_k     pooled tokens of focal level k >= 1; T = N + sum of P_k: all tokens that can be keys
+    G, Q    groups of queries that share their keys, and queries per group: (nW, w * w), or (1, N) where every window
+            sees the same keys
+    K       keys per group, all focal levels together
+
+A stage keeps its tokens in *stage order* from its first block to its last: position in the window first, window second,
+so that stage position = j * nW + window. Windows need no partition or reverse then, and pooling a window is a sum over
+the leading axis. Tables of token indices below are in stage order; pooled tokens follow the N tokens of the map.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+MASK_VALUE = -100.0  # what the authors add to the logit of a key that must not be seen
+
+
+@dataclass(frozen=True)
+class StageMap:
+    """A stage's map, cut into windows.
+
+    `window_size` is the configured one, or the map's shorter side where that is not larger: then `is_whole` is True,
+    and neither surroundings nor shift apply (focal_transformer.py, FocalTransformerBlock.__init__).
+    """
+
+    height: int
+    width: int
+    window_size: int
+    is_whole: bool
+
+    @classmethod
+    def create(cls, height: int, width: int, window_size: int) -> StageMap:
+        shorter = min(height, width)
+        return cls(height, width, min(window_size, shorter), shorter <= window_size)
+
+    @property
+    def windows_hw(self) -> tuple[int, int]:
+        """Windows per column and per row; a last partial window is padded at the bottom and on the right."""
+        return (-(-self.height // self.window_size), -(-self.width // self.window_size))
+
+    @property
+    def padded_hw(self) -> tuple[int, int]:
+        rows, columns = self.windows_hw
+        return (rows * self.window_size, columns * self.window_size)
+
+    @property
+    def num_windows(self) -> int:
+        rows, columns = self.windows_hw
+        return rows * columns
+
+    @property
+    def num_tokens(self) -> int:
+        """N: tokens of the padded map."""
+        return self.num_windows * self.window_size**2
+
+    @property
+    def is_padded(self) -> bool:
+        return self.padded_hw != (self.height, self.width)
+
+    def positions(self) -> np.ndarray:
+        """Stage position of every place of the padded map, (Hp, Wp) int64."""
+        w = self.window_size
+        rows, columns = np.indices(self.padded_hw)
+        window = (rows // w) * self.windows_hw[1] + columns // w
+        inside = (rows % w) * w + columns % w
+        return inside * self.num_windows + window
+
+    def raster_to_stage(self) -> np.ndarray:
+        """For every stage position the raster index of its token in the unpadded map, (N,); -1 where padding."""
+        table = np.full(self.num_tokens, -1, dtype=np.int64)
+        table[self.stage_to_raster()] = np.arange(self.height * self.width)
+        return table
+
+    def stage_to_raster(self) -> np.ndarray:
+        """For every token of the unpadded map in raster order its stage position, (H * W,)."""
+        return self.positions()[: self.height, : self.width].reshape(-1)
+
+    def shift_table(self, shift: int) -> np.ndarray:
+        """(N,): stage position of the token that a roll by (-shift, -shift) brings to each stage position."""
+        positions = self.positions()
+        table = np.empty(self.num_tokens, dtype=np.int64)
+        table[positions.reshape(-1)] = np.roll(positions, (-shift, -shift), (0, 1)).reshape(-1)
+        return table
+
+    def query_table(self) -> np.ndarray:
+        """(nW, w * w): stage positions of the queries of each window, row by row."""
+        return np.arange(self.num_tokens).reshape(-1, self.num_windows).T
+
+
+def pooled_window(window_size: int, level: int) -> int:
+    """Side in tokens of what focal level `level` >= 1 pools into one token."""
+    return window_size // 2 ** (level - 1)
+
+
+def pooled_hw(stage: StageMap, level: int) -> tuple[int, int]:
+    """Height and width of the pooled map of focal level `level` >= 1."""
+    rows, columns = stage.windows_hw
+    return (rows * 2 ** (level - 1), columns * 2 ** (level - 1))
+
+
+def pooling_table(stage: StageMap, level: int) -> np.ndarray:
+    """(side * side, P_k): stage positions of the tokens pooled into each pooled token, which are in raster order.
+
+    Where halved windows do not fill the map (odd sides), it is trimmed evenly, the odd row or column at the end.
+    """
+    side = pooled_window(stage.window_size, level)
+    rows, columns = pooled_hw(stage, level)
+    top, left = ((size - count * side) // 2 for size, count in zip(stage.padded_hw, (rows, columns)))
+    positions = stage.positions()[top : top + rows * side, left : left + columns * side]
+    return positions.reshape(rows, side, columns, side).transpose(1, 3, 0, 2).reshape(side * side, rows * columns)
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """Keys of every window, level after level.
+
+    queries: (G, Q) stage positions.
+    keys: (G, K) indices into the T tokens, stage order.
+    bias_index: (G, Q, K) column of the bias table (see position_bias.py) for each pair; `hidden_column`: must not be
+        seen.
+    hidden_column: the column after all others.
+    """
+
+    queries: np.ndarray
+    keys: np.ndarray
+    bias_index: np.ndarray
+    hidden_column: int
+
+    def share_keys(self) -> KeyTable:
+        """The same attention with one group of N queries, where all windows see the same keys; else unchanged."""
+        groups, queries, keys = self.bias_index.shape
+        if groups == 1 or not (self.keys == self.keys[:1]).all():
+            return self
+        return dataclasses.replace(
+            self,
+            queries=self.queries.reshape(1, groups * queries),
+            keys=self.keys[:1],
+            bias_index=self.bias_index.reshape(1, groups * queries, keys),
+        )
+
+
+# ---- version 1: the window, its surroundings, the pooled windows around it (focal_transformer.py) ----
+
+
+def relative_position_index(query_side: int, key_side: int) -> np.ndarray:
+    """(query_side ** 2, key_side ** 2): index of each pair's offset in a table of (query_side + key_side - 1) ** 2."""
+    q, k = np.arange(query_side), np.arange(key_side)
+    offset = q[:, None] - k[None, :] + key_side - 1  # (query_side, key_side), from 0
+    stride = query_side + key_side - 1
+    index = offset[:, None, :, None] * stride + offset[None, :, None, :]  # (qh, qw, kh, kw)
+    return index.reshape(query_side**2, key_side**2)
+
+
+def num_surrounding(window_size: int, expand_size: int) -> int:
+    """Keys around a window: four windows shifted diagonally by `expand_size`, less what the window itself holds."""
+    return 4 * (window_size**2 - (window_size - expand_size) ** 2)
+
+
+def outside_window(window_size: int, expand_size: int) -> np.ndarray:
+    """(4, w, w): which places of the four rolled windows (down and right by -e -e, -e +e, +e -e, +e +e) lie outside."""
+    outside = np.ones((4, window_size, window_size), dtype=bool)
+    near, far = slice(None, -expand_size), slice(expand_size, None)
+    for part, (rows, columns) in enumerate(((near, near), (near, far), (far, near), (far, far))):
+        outside[part, rows, columns] = False
+    return outside
+
+
+def surrounding_tokens(stage: StageMap, expand_size: int) -> np.ndarray:
+    """(nW, S): stage positions of the tokens around each window, in the order of the authors' four rolled maps.
+
+    The maps are rolled, so surroundings wrap around the (padded) map and are not masked.
+    """
+    w, e = stage.window_size, expand_size
+    rows, columns = stage.windows_hw
+    parts = []
+    for outside, roll in zip(outside_window(w, e), ((-e, -e), (-e, e), (e, -e), (e, e))):
+        rolled = np.roll(stage.positions(), roll, (0, 1))
+        windows = rolled.reshape(rows, w, columns, w).transpose(0, 2, 1, 3).reshape(-1, w, w)
+        parts.append(windows[:, outside])
+    return np.concatenate(parts, axis=1)
+
+
+def pooled_neighbours(stage: StageMap, level: int, focal_window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled tokens around each window: `focal_window + 2 ** (level - 1) - 1` on a side.
+
+    Returns:
+        tokens (nW, side ** 2): raster index in the pooled map, clipped to it; inside (nW, side ** 2): False where the
+        place is off the map.
+    """
+    stride = 2 ** (level - 1)
+    side = focal_window + stride - 1
+    before = focal_window // 2  # the authors unfold more and drop the first stride - 1 rows and columns
+    height, width = pooled_hw(stage, level)
+    rows = np.arange(stage.windows_hw[0])[:, None] * stride - before + np.arange(side)  # (nWh, side)
+    columns = np.arange(stage.windows_hw[1])[:, None] * stride - before + np.arange(side)  # (nWw, side)
+    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[None, :, None, :]
+    tokens = rows.clip(0, height - 1)[:, None, :, None] * width + columns.clip(0, width - 1)[None, :, None, :]
+    return tokens.reshape(stage.num_windows, -1), inside.reshape(stage.num_windows, -1)
+
+
+def shift_mask(stage: StageMap, shift: int) -> np.ndarray:
+    """(nW, w * w, w * w): True where a shifted window joins parts of the map that are not neighbours (as in Swin)."""
+    w = stage.window_size
+    bands = [np.searchsorted([size - w, size - shift], np.arange(size), side="right") for size in stage.padded_hw]
+    label = np.empty(stage.num_tokens, dtype=np.int64)
+    label[stage.positions().reshape(-1)] = (bands[0][:, None] * 3 + bands[1][None, :]).reshape(-1)
+    window = label[stage.query_table()]  # (nW, w * w)
+    return window[:, :, None] != window[:, None, :]
+
+
+def window_keys(stage: StageMap, levels: int, expand_size: int, shift: int, focal_window: int) -> KeyTable:
+    """Version 1's keys: own window, surroundings (level 0), then the pooled windows of levels 1, 2, ...
+
+    Args:
+        levels: focal levels that have keys, the finest included; 0 and 1 leave only the window, and its surroundings.
+        expand_size: surrounding tokens; 0 for none.
+        shift: cyclic shift of this block; the shifted window is masked as Swin does.
+        focal_window: side of the focal window, in pooled tokens; odd.
+    """
+    area = stage.window_size**2
+    own = stage.query_table()
+    own_index = np.repeat(relative_position_index(stage.window_size, stage.window_size)[None], len(own), 0)
+    if shift:
+        own_index = np.where(shift_mask(stage, shift), -1, own_index)
+    keys, index = [own], [own_index]
+    tokens, columns = stage.num_tokens, (2 * stage.window_size - 1) ** 2
+    if expand_size:
+        around = surrounding_tokens(stage, expand_size)
+        count = around.shape[1]
+        keys.append(around)
+        index.append(np.repeat(columns + np.arange(area * count).reshape(1, area, count), len(own), 0))
+        columns += area * count
+    for level in range(1, levels):
+        pooled, inside = pooled_neighbours(stage, level, focal_window)
+        side = focal_window + 2 ** (level - 1) - 1
+        offsets = columns + relative_position_index(stage.window_size, side)  # (w * w, side ** 2)
+        keys.append(tokens + pooled)
+        index.append(np.where(inside[:, None, :], offsets[None], -1))
+        tokens += int(np.prod(pooled_hw(stage, level)))
+        columns += (stage.window_size + side - 1) ** 2
+    index = np.concatenate(index, 2)
+    return KeyTable(own, np.concatenate(keys, 1), np.where(index < 0, columns, index), columns).share_keys()
+
+
+# ---- version 2: the closest tokens of the map, then of the pooled map (focal_transformer_v2.py) ----
+
+
+def window_centres(stage: StageMap, level: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column, (nWh,) and (nWw,), of each window's centre on the grid that level's keys are measured on."""
+    factor = stage.window_size if level == 0 else 1
+    return tuple(np.arange(count) * factor + (factor // 2 if factor > 1 else 0) for count in stage.windows_hw)
+
+
+def key_grid(stage: StageMap, level: int) -> tuple[int, int]:
+    """Height and width of the grid the closest keys are picked from.
+
+    Levels above 1 have larger pooled maps, but the authors measure every pooled level on the grid of whole windows and
+    use the index as it is: their first tokens are picked. The figures show it, so it is kept.
+    """
+    return (stage.height, stage.width) if level == 0 else stage.windows_hw
+
+
+def topk_closest_indices(stage: StageMap, level: int, topk: int) -> np.ndarray:
+    """(nW, K) int64: for each window the raster indices of the `topk` closest places of `key_grid`.
+
+    Ties are broken by raster order. The authors' checkpoints hold what torch.topk picked, which differs: a converted
+    checkpoint brings its own indices.
+    """
+    distances = (_offsets(stage, level) ** 2).sum(-1)  # (nW, H * W)
+    topk = min(topk, distances.shape[1])
+    return np.sort(np.argsort(distances, axis=1, kind="stable")[:, :topk], axis=1)
+
+
+def _offsets(stage: StageMap, level: int) -> np.ndarray:
+    """(nW, H * W, 2): window centre minus key, in rows and columns of the level's grid."""
+    rows, columns = window_centres(stage, level)
+    centres = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 1, 2)
+    grid = np.stack(np.meshgrid(*map(np.arange, key_grid(stage, level)), indexing="ij"), -1).reshape(1, -1, 2)
+    return centres - grid
+
+
+def relative_coordinates(stage: StageMap, level: int, indices: np.ndarray) -> np.ndarray:
+    """(nW, w * w, K, 2) float32: query minus key in tokens, as version 2's coordinate MLP takes it."""
+    offsets = np.take_along_axis(_offsets(stage, level), indices[:, :, None], 1)  # (nW, K, 2)
+    if level > 0:
+        offsets = offsets * stage.window_size
+    window = window_coordinates(stage.window_size).reshape(1, -1, 1, 2)
+    return (offsets[:, None] + window).astype(np.float32)
+
+
+def window_coordinates(window_size: int) -> np.ndarray:
+    """(w, w, 2): row and column of each place of a window, from its centre."""
+    within = np.arange(window_size) - window_size // 2
+    return np.stack(np.meshgrid(within, within, indexing="ij"), -1)
+
+
+def closest_keys(stage: StageMap, indices: list[np.ndarray]) -> tuple[KeyTable, list[np.ndarray]]:
+    """Version 2's keys for given indices per level (see `topk_closest_indices`).
+
+    Returns:
+        The table, and per level the distinct relative coordinates (D_k, 2): columns of the bias table.
+    """
+    keys, index, distinct = [], [], []
+    first_token, first_column = 0, 0
+    for level, chosen in enumerate(indices):
+        coordinates = relative_coordinates(stage, level, chosen)
+        rows, inverse = np.unique(coordinates.reshape(-1, 2), axis=0, return_inverse=True)
+        keys.append(stage.stage_to_raster()[chosen] if level == 0 else first_token + chosen)
+        index.append(first_column + inverse.reshape(coordinates.shape[:3]))
+        distinct.append(rows)
+        first_column += len(rows)
+        first_token += stage.num_tokens if level == 0 else int(np.prod(pooled_hw(stage, level)))
+    table = KeyTable(stage.query_table(), np.concatenate(keys, 1), np.concatenate(index, 2), first_column)
+    return table.share_keys(), distinct

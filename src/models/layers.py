@@ -1,0 +1,250 @@
+"""Building blocks of the network: exact GELU, MLP, patch embedding, drop path and dropout that can be resumed.
+
+Shape legend: B batch; N tokens; C channels; H, W height and width of a map.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Optional
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+
+def runs_on_cpu() -> bool:
+    """Whether networks built now will run on a CPU, whose kernels call for other operations in a few places."""
+    return ms.get_context("device_target") == "CPU"
+
+
+class AddToSamples(nn.Cell):
+    """x (B, ...) + addend (1, ...).
+
+    MindSpore's CPU kernel of an addition that broadcasts runs at a tenth of the speed of one that does not, so there
+    the addend is repeated first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.repeat_first = runs_on_cpu()
+
+    def construct(self, x: Tensor, addend: Tensor) -> Tensor:
+        if self.repeat_first:
+            addend = ops.tile(addend, (x.shape[0],) + (1,) * (x.ndim - 1))
+        return x + addend
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm over the channels with PyTorch's epsilon."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__((channels,), epsilon=1e-5)
+
+
+def dense(in_channels: int, out_channels: int, has_bias: bool = True) -> nn.Dense:
+    """nn.Dense without MindSpore's random start: `initialization.py` sets all values."""
+    return nn.Dense(in_channels, out_channels, weight_init="zeros", bias_init="zeros", has_bias=has_bias)
+
+
+def conv2d(in_channels: int, out_channels: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
+    """nn.Conv2d with bias and explicit padding, likewise."""
+    return nn.Conv2d(
+        in_channels,
+        out_channels,
+        kernel,
+        stride,
+        pad_mode="pad",
+        padding=padding,
+        has_bias=True,
+        weight_init="zeros",
+        bias_init="zeros",
+    )
+
+
+# Phi(x) = sigmoid(x * P(x^2)): P fitted (Lawson's weighted least squares, in double precision) to the logit of the
+# normal distribution on |x| <= 7. Largest error of x * Phi(x): 6.6e-8, of Phi: 1.1e-7; tests/unit/models checks both.
+_LOGIT_POLYNOMIAL = (
+    1.59576854e00,
+    7.26682922e-02,
+    -6.60489606e-05,
+    -1.10548094e-04,
+    7.94832129e-06,
+    -2.67577479e-07,
+    3.62810256e-09,
+)
+
+
+class NormalCdf(nn.Cell):
+    """Phi(x), the distribution function of the standard normal, elementwise; its gradient is the density.
+
+    On CPU, where MindSpore's Erf takes as long as the matrix products of an MLP, a polynomial inside a sigmoid takes
+    its place, exact to float32; elsewhere, and for export, Phi(x) = (1 + erf(x / sqrt(2))) / 2.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.use_polynomial = runs_on_cpu()
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.use_polynomial:
+            square = ops.square(x)
+            logit = square * _LOGIT_POLYNOMIAL[-1] + _LOGIT_POLYNOMIAL[-2]
+            for coefficient in _LOGIT_POLYNOMIAL[-3::-1]:
+                logit = logit * square + coefficient
+            return ops.sigmoid(logit * x)
+        return 0.5 + 0.5 * ops.erf(x * math.sqrt(0.5))
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        return (dout * ops.exp(ops.square(x) * -0.5 - 0.5 * math.log(2 * math.pi)),)
+
+
+class GELU(nn.Cell):
+    """x * Phi(x), the exact form (Hendrycks and Gimpel), not the tanh approximation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normal_cdf = NormalCdf()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x * self.normal_cdf(x)
+
+
+class CounterUniform(nn.Cell):
+    """Uniform numbers in [0, 1) that are a pure function of (seed, counter, position): training resumes to the bit.
+
+    MindSpore's random operations keep a state that a checkpoint does not restore. Here a 32-bit integer hash (two
+    rounds of xor-shift and multiply, after lowbias32 of C. Wellons) of the position is keyed by the seed and by
+    `counter`, a Parameter that the train step advances.
+    """
+
+    def __init__(self, name: str, seed: int, counter: Parameter) -> None:
+        super().__init__(auto_prefix=False)
+        self.key = _as_int32(zlib.crc32(f"{seed}/{name}".encode()))
+        self.counter = counter
+
+    def construct(self, shape: tuple[int, ...]) -> Tensor:
+        count = 1
+        for size in shape:
+            count *= size
+        key = _hash(self.counter * _as_int32(0x9E3779B1) + self.key)
+        bits = _hash(ops.arange(count).astype(ms.int32) + key)
+        return (ops.bitwise_and(bits, 0xFFFFFF).astype(ms.float32) * (1 / 2**24)).reshape(shape)
+
+
+def _as_int32(value: int) -> int:
+    """The signed integer with the same 32 bits."""
+    return int(np.array(value & 0xFFFFFFFF, np.uint32).astype(np.int32))
+
+
+def _hash(bits: Tensor) -> Tensor:
+    """A bijective mix of 32-bit integers, elementwise."""
+    for shift, multiplier in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        bits = ops.bitwise_xor(bits, _shift_right(bits, shift)) * _as_int32(multiplier)
+    return ops.bitwise_xor(bits, _shift_right(bits, 15))
+
+
+def _shift_right(bits: Tensor, count: int) -> Tensor:
+    """Logical shift: the sign is not dragged along."""
+    return ops.bitwise_and(ops.bitwise_right_shift(bits, count), (1 << (32 - count)) - 1)
+
+
+class Dropout(nn.Cell):
+    """Zeroes entries with probability `rate` in training and scales the rest by 1 / (1 - rate)."""
+
+    def __init__(self, rate: float, uniform: CounterUniform) -> None:
+        super().__init__()
+        self.rate = rate
+        self.uniform = uniform
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        kept = (self.uniform(x.shape) >= self.rate).astype(x.dtype)
+        return x * kept * (1 / (1 - self.rate))
+
+
+class DropPath(nn.Cell):
+    """Stochastic depth (Huang et al. 2016): zeroes a branch for whole samples, scales the others by 1 / (1 - rate)."""
+
+    def __init__(self, rate: float, uniform: CounterUniform) -> None:
+        super().__init__()
+        self.rate = rate
+        self.uniform = uniform
+        self.spread_first = runs_on_cpu()
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        batch, tokens, channels = x.shape
+        kept = (self.uniform((batch, 1)) >= self.rate).astype(x.dtype) * (1 / (1 - self.rate))  # (B, 1)
+        if self.spread_first:  # a product that broadcasts is four times slower on CPU than a matrix product with ones
+            kept = ops.matmul(kept, ops.ones((1, tokens * channels), x.dtype))  # (B, N * C)
+            return x * kept.reshape((batch, tokens, channels))
+        return x * kept.reshape((batch, 1, 1))
+
+
+class Mlp(nn.Cell):
+    """Two dense layers with GELU between, on (B, N, C)."""
+
+    def __init__(self, channels: int, hidden: int, dropouts: tuple[Dropout, Dropout]) -> None:
+        super().__init__()
+        self.fc1 = dense(channels, hidden)
+        self.act = GELU()
+        self.fc2 = dense(hidden, channels)
+        self.drop1, self.drop2 = dropouts
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = self.drop1(self.act(self.fc1(x)))  # (B, N, hidden)
+        return self.drop2(self.fc2(x))  # (B, N, C)
+
+
+class PatchEmbed(nn.Cell):
+    """Map (B, C_in, H, W) -> tokens (B, H' * W', C_out) in raster order; stem and downsampling (PatchEmbed upstream).
+
+    Args:
+        in_channels, channels: C_in, C_out.
+        patch_size: kernel and stride without `use_conv_embed`; with it, the stem is 7x7 / 4 padded by 2 and a
+            downsampling 3x3 / 2 padded by 1.
+        is_stem: first layer of the network.
+        norm: LayerNorm after the projection; pre_norm: GroupNorm(1) before it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        patch_size: int,
+        use_conv_embed: bool,
+        is_stem: bool,
+        norm: bool = True,
+        pre_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.padding = patch_geometry(patch_size, use_conv_embed, is_stem)
+        self.proj = conv2d(in_channels, channels, self.kernel, self.stride, self.padding)
+        self.pre_norm: Optional[nn.Cell] = nn.GroupNorm(1, in_channels, eps=1e-5) if pre_norm else None
+        self.norm: Optional[nn.Cell] = LayerNorm(channels) if norm else None
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.pre_norm is not None:
+            x = self.pre_norm(x)
+        x = self.proj(x)  # (B, C_out, H', W')
+        batch, channels, height, width = x.shape
+        x = x.reshape((batch, channels, height * width)).transpose((0, 2, 1))  # (B, H' * W', C_out)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x
+
+
+def patch_geometry(patch_size: int, use_conv_embed: bool, is_stem: bool) -> tuple[int, int, int]:
+    """Kernel, stride and padding of a `PatchEmbed`."""
+    if not use_conv_embed:
+        return (patch_size, patch_size, 0)
+    return (7, 4, 2) if is_stem else (3, 2, 1)
+
+
+def patch_output_hw(hw: tuple[int, int], kernel: int, stride: int, padding: int) -> tuple[int, int]:
+    """Height and width of the map after a `PatchEmbed`."""
+    return tuple((size + 2 * padding - kernel) // stride + 1 for size in hw)
