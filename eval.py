@@ -1,0 +1,78 @@
+"""Evaluate a checkpoint: python eval.py --config configs/X.yaml --pretrained CKPT --data_url DATA [--use_ema True]"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+from src.config import Config, ConfigError, config_from_command_line
+from src.errors import run_main
+from src.trainers.paths import check_input_files
+
+
+def main() -> Optional[int]:
+    """Read the command line, start workers if several devices are asked for, else evaluate in this process."""
+    config, unknown_arguments = config_from_command_line(sys.argv[1:], __doc__)
+    if config.run.pretrained is None:
+        raise ConfigError("pretrained: eval.py needs a checkpoint; give --pretrained CKPT")
+    check_input_files(config.run)
+
+    from src.runtime.launcher import launch_if_needed
+
+    exit_code = launch_if_needed(config, sys.argv[1:])
+    return run_worker(config, unknown_arguments) if exit_code is None else exit_code
+
+
+def run_worker(config: Config, unknown_arguments: list[str]) -> int:
+    """The job of one process: device, data, network, figures."""
+    from src.runtime.device import setup_device, shutdown
+    from src.runtime.logging import setup_logging
+    from src.runtime.storage import open_storage
+
+    device = setup_device(config.run)
+    setup_logging(device)
+    storage = open_storage(config, device, unknown_arguments)
+    accuracy = run_evaluation(config, device, storage.data_folder())
+    if device.is_main:
+        report(accuracy, config.run.json)
+    shutdown()
+    return 0
+
+
+def run_evaluation(config: Config, device: Any, data_folder: str) -> Any:
+    """Accuracy of the checkpoint over all images of val, on all ranks together."""
+    from src.models import create_model
+
+    from src.data import EvalData, check_data
+    from src.evaluation import EvalStep, evaluate
+    from src.runtime.precision import apply_precision
+    from src.trainers.pretrained import assign_weights, read_weights
+
+    assert config.run.pretrained is not None
+    weights = read_weights(config.run.pretrained, config.run.use_ema)
+    layout = check_data(config, data_folder, splits=("val",))
+    network = create_model(config)
+    assign_weights(network, weights, config.run.pretrained)
+    apply_precision(network, config.step.amp_level, config.step.keep_bn_fp32)
+    data = EvalData(config, layout, device.rank, device.world_size)
+    return evaluate(EvalStep(network), data, config.data.skip_unreadable)
+
+
+def report(accuracy: Any, json_file: Optional[str]) -> None:
+    """Print the figures and, where asked for, write them as JSON."""
+    figures = {**dataclasses.asdict(accuracy), "images_per_second": accuracy.images_per_second}
+    print(f"top-1 {accuracy.top1:.4f} %")
+    print(f"top-5 {accuracy.top5:.4f} %")
+    print(f"loss {accuracy.loss:.6f}")
+    print(f"images {accuracy.images}")
+    print(f"images/second {accuracy.images_per_second:.1f}")
+    if json_file is not None:
+        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
+        Path(json_file).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Training: the step, its parts, its state."""

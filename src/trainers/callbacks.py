@@ -1,0 +1,187 @@
+"""What watches a training: the log, metrics.jsonl, TensorBoard events, and the stop on divergence."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from src.errors import UserError
+from src.trainers.train_one_step import OUTPUTS
+
+logger = logging.getLogger("focal")
+
+
+class TrainingDiverged(UserError):
+    """Too many non-finite updates in a row."""
+
+
+class UpdateQueue:
+    """Outputs of the step that are still on the device.
+
+    Fetching waits for the device, so it is done every few updates, not at each.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple] = []
+
+    def add(self, outputs: tuple) -> None:
+        """Take the outputs of an update, as the step returned them."""
+        self._pending.append(outputs)
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def fetch(self) -> np.ndarray:
+        """float64 (n, len(OUTPUTS)) of the n updates since the last call."""
+        fetched = [[float(value.asnumpy()) for value in outputs] for outputs in self._pending]
+        self._pending = []
+        return np.array(fetched, np.float64).reshape(len(fetched), len(OUTPUTS))
+
+
+class Summary:
+    """Figures over some updates, and their speed.
+
+    Args:
+        images_per_update: over all ranks.
+    """
+
+    def __init__(self, images_per_update: int) -> None:
+        self.images_per_update = images_per_update
+        self._rows: list[np.ndarray] = []
+        self.restart_clock()
+
+    def add(self, rows: np.ndarray) -> None:
+        """Take fetched updates (n, len(OUTPUTS))."""
+        self._rows.extend(rows)
+        self._timed += len(rows)
+
+    def restart_clock(self) -> None:
+        """Time from now on: what came before was no training (compilation, evaluation)."""
+        self._clock = time.time()
+        self._timed = 0
+
+    def take(self) -> Optional[dict[str, Any]]:
+        """Figures of the updates since the last call, None if there were none; starts anew."""
+        seconds, timed = time.time() - self._clock, self._timed
+        rows, self._rows = np.array(self._rows), []
+        self.restart_clock()
+        if not len(rows):
+            return None
+        columns = dict(zip(OUTPUTS, rows.T))
+        finite = columns["nonfinite"] == 0
+        return {
+            "updates": len(rows),
+            "loss": float(columns["loss"][finite].mean()) if finite.any() else None,
+            "grad_norm": float(columns["grad_norm"][finite][-1]) if finite.any() else None,
+            "lr": float(columns["lr"][-1]),
+            "scale": float(columns["scale"][-1]),
+            "nonfinite": int((~finite).sum()),
+            "images_per_second": round(timed * self.images_per_update / seconds, 2) if timed and seconds > 0 else None,
+        }
+
+
+class DivergenceGuard:
+    """Stops a training after too many non-finite updates in a row, with what one needs to find the cause."""
+
+    KEPT = 20  # updates shown in the report
+
+    def __init__(self, most_in_a_row: int) -> None:
+        self.most_in_a_row = most_in_a_row
+        self._recent: list[tuple[int, dict[str, float]]] = []
+        self._last_good: Optional[tuple[int, dict[str, float]]] = None
+
+    def check(self, rows: np.ndarray, first_update: int) -> None:
+        """Look at fetched updates (n, len(OUTPUTS)), the first of which is number `first_update` (from 1).
+
+        Raises:
+            TrainingDiverged: the limit is reached.
+        """
+        for number, row in enumerate(rows, start=first_update):
+            values = dict(zip(OUTPUTS, row))
+            self._recent = [*self._recent, (number, values)][-self.KEPT :]
+            if values["nonfinite"] == 0:
+                self._last_good = (number, values)
+            if values["nonfinite_in_a_row"] >= self.most_in_a_row:
+                self._report()
+                good = f"update {self._last_good[0]}" if self._last_good else "none in this run"
+                raise TrainingDiverged(
+                    f"training diverged: {self.most_in_a_row} non-finite updates in a row, the last good one: {good}; "
+                    "lower base_lr, lengthen warmup_length or use amp_level O0, then --resume auto "
+                    "--allow_config_change True"
+                )
+
+    def _report(self) -> None:
+        lines = [f"{'update':>8} {'loss':>12} {'grad norm':>12} {'lr':>12} {'scale':>12}"]
+        shown = list(self._recent)
+        if self._last_good is not None and self._last_good[0] < shown[0][0]:
+            shown.insert(0, self._last_good)
+        for number, values in shown:
+            figures = " ".join(f"{values[name]:12.6g}" for name in ("loss", "grad_norm", "lr", "scale"))
+            lines.append(f"{number:8d} {figures}{'' if values['nonfinite'] else '  (good)'}")
+        logger.error("the last updates before the stop:\n%s", "\n".join(lines))
+
+
+class MetricsFiles:
+    """metrics.jsonl and TensorBoard events; on resume, what came after the checkpoint is taken back first.
+
+    Args:
+        output_folder: gets metrics.jsonl.
+        tensorboard_folder: gets the event files.
+        from_update: records of later updates are dropped, since these updates are about to be done again.
+    """
+
+    def __init__(self, output_folder: str, tensorboard_folder: str, from_update: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.path = Path(output_folder) / "metrics.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in _whole_lines(self.path) if json.loads(line)["update"] <= from_update]
+        self._file = self.path.open("w", encoding="utf-8")
+        self._file.writelines(line + "\n" for line in kept)
+        # purge_step makes TensorBoard hide later points of earlier event files.
+        purge = from_update + 1 if from_update else None
+        self._events = SummaryWriter(tensorboard_folder, purge_step=purge, write_to_disk=True)
+
+    def write(self, kind: str, update: int, epoch: float, values: dict[str, Any]) -> None:
+        """Add one record; `values` that are numbers also go to TensorBoard as `<kind>/<name>`."""
+        record = {"kind": kind, "update": update, "epoch": round(epoch, 6), **values}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._events.add_scalar(f"{kind}/{name}", value, update)
+
+    def flush(self) -> None:
+        """Bring everything written so far to the disk."""
+        self._file.flush()
+        self._events.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines of a JSON-lines file; a last line that a crash cut off is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            json.loads(line)
+        except ValueError:
+            continue
+        lines.append(line)
+    return lines
+
+
+def format_duration(seconds: float) -> str:
+    """h:mm:ss, or days in front of it."""
+    days, rest = divmod(int(seconds), 86400)
+    text = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+    return f"{days} d {text}" if days else text

@@ -1,0 +1,248 @@
+"""Checkpoint files that survive crashes: written to a new name, synced, checksummed, renamed; read by exact names.
+
+A file is MindSpore's own format (`mindspore.load_checkpoint` reads it), with its CRC-32 at the end. Beside the tensors
+it holds one text entry, `focal.meta`: JSON with all that is no tensor (epoch, step, configuration, accuracy). Names of
+tensors: a parameter of the network has its official name; `ema.<name>` is its average; the rest is optimizer state and
+counters. Files without `focal.meta` are weights from elsewhere, e.g. of scripts/convert_weights.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any, Optional
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from src.errors import UserError
+
+logger = logging.getLogger("focal")
+
+META = "focal.meta"
+META_FORMAT = 1
+_CRC_MARK, _CRC_LENGTH = b"crc_num", 17  # how MindSpore ends a file that carries a checksum
+
+
+class CheckpointError(UserError):
+    """A file that is no whole checkpoint; the message says which and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Contents of a file: tensors by name, and the metadata (None for weights from elsewhere)."""
+
+    path: Path
+    tensors: dict[str, np.ndarray]
+    meta: Optional[dict[str, Any]]
+
+
+def write_checkpoint(path: Path, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Write `path`, replacing what is there only once the new file is whole and on the disk.
+
+    Raises:
+        OSError: it could not be written (disk full, no permission); what was at `path` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.stem}.partial.ckpt")
+    leftovers = (partial, partial.with_suffix(".tmp"))  # .tmp: what save_checkpoint itself writes to
+    entries = [{"name": name, "data": Tensor(value)} for name, value in tensors.items()]
+    text = json.dumps({"format": META_FORMAT, **meta})
+    try:
+        ms.save_checkpoint(entries, str(partial), append_dict={META: text}, crc_check=True)
+        os.chmod(partial, 0o644)  # save_checkpoint leaves 0400, which nobody could overwrite or share
+        _sync(partial)
+        os.replace(partial, path)
+        _sync(path.parent)
+    except Exception as error:
+        for leftover in leftovers:
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+        if isinstance(error, OSError):
+            raise
+        raise OSError(f"cannot write {path}: {error}") from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a file whole.
+
+    Raises:
+        CheckpointError: no such file, or not a whole checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint: {path} {_why_no_file(path)}")
+    has_checksum = _ends_with_checksum(path)
+    try:
+        with _quiet_mindspore():
+            loaded = ms.load_checkpoint(str(path), crc_check=has_checksum)
+    except Exception as error:  # protobuf, CRC, missing permission, wrong suffix: all mean the same to the user
+        raise CheckpointError(f"checkpoint: {path} is no whole MindSpore checkpoint ({_first_line(error)})") from None
+    text = loaded.pop(META, None)
+    if text is None:
+        meta = None
+    else:
+        meta = json.loads(str(text))
+        if not has_checksum:
+            raise CheckpointError(f"checkpoint: {path} is cut off: its checksum is missing")
+        if meta.get("format") != META_FORMAT:
+            raise CheckpointError(
+                f"checkpoint: {path} has format {meta.get('format')}, this program reads {META_FORMAT}"
+            )
+    return Checkpoint(path, {name: value.asnumpy() for name, value in loaded.items()}, meta)
+
+
+def _why_no_file(path: Path) -> str:
+    if path.is_dir():
+        return f"is a folder; name a file in it, e.g. {path / 'checkpoints' / 'last.ckpt'}"
+    return "does not exist"
+
+
+def _ends_with_checksum(path: Path) -> bool:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(size - _CRC_LENGTH, 0))
+        return file.read(len(_CRC_MARK)) == _CRC_MARK
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet_mindspore() -> Any:
+    """Keep MindSpore from printing its own version of an error that is reported in one line here."""
+    log = logging.getLogger("MindSpore")
+    loggers = [log] + [entry for entry in (getattr(ms.log, "GLOBAL_LOGGER", None),) if entry is not None]
+    levels = [entry.level for entry in loggers]
+    for entry in loggers:
+        entry.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for entry, level in zip(loggers, levels):
+            entry.setLevel(level)
+
+
+def ranked_names(stem: str, count: int) -> list[str]:
+    """File names of rank 0, 1, 2...: last.ckpt, last.1.ckpt, last.2.ckpt."""
+    return [f"{stem}.ckpt" if rank == 0 else f"{stem}.{rank}.ckpt" for rank in range(count)]
+
+
+class LastCheckpoints:
+    """The newest `keep` checkpoints of a training: last.ckpt, before it last.1.ckpt, and so on.
+
+    The new file is whole under a name of its own before any other moves, and the oldest goes last; a crash in between
+    leaves at most a gap in the numbering. Names tell the order only; epoch and step are inside.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def save(self, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> bool:
+        """Save as last.ckpt; on failure log an error, keep what was there and return False."""
+        fresh = self.folder / "next.ckpt"
+        try:
+            write_checkpoint(fresh, tensors, meta)
+            paths = [self.folder / name for name in ranked_names("last", self.keep)]
+            for older, newer in zip(reversed(paths), reversed(paths[:-1])):
+                if newer.exists():
+                    os.replace(newer, older)
+            os.replace(fresh, paths[0])
+            _sync(self.folder)
+            for surplus in self._existing()[self.keep :]:
+                surplus.unlink()
+        except OSError as error:
+            logger.error("checkpoint not saved, training goes on, the previous one remains: %s", error)
+            with contextlib.suppress(OSError):
+                fresh.unlink()
+            return False
+        return True
+
+    def newest(self) -> Optional[Checkpoint]:
+        """The newest whole checkpoint; broken ones are skipped with a warning. None if there is none at all."""
+        for path in [self.folder / "next.ckpt", *self._existing()]:
+            if not path.exists():
+                continue
+            try:
+                checkpoint = read_checkpoint(path)
+                if checkpoint.meta is None:
+                    raise CheckpointError(f"checkpoint: {path} holds weights only, no state of a training")
+                return checkpoint
+            except CheckpointError as error:
+                logger.warning("%s; trying the one before it", error)
+        return None
+
+    def _existing(self) -> list[Path]:
+        """Files of this series, newest first, whatever `keep` was when they were written."""
+
+        def rank(path: Path) -> int:
+            middle = path.name[len("last") : -len(".ckpt")]
+            return 0 if not middle else int(middle[1:])
+
+        names = [path for path in self.folder.glob("last*.ckpt") if path.name[4:-5].lstrip(".").isdigit()]
+        names += list(self.folder.glob("last.ckpt"))
+        return sorted(names, key=rank)
+
+
+class BestCheckpoints:
+    """The `keep` checkpoints of highest score: best.ckpt, best.1.ckpt, ... Scores are inside (`meta["score"]`)."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = Path(folder)
+        self.keep = keep
+        self.scores: Optional[list[float]] = None  # of the files on the disk, best first; None: not looked yet
+
+    def offer(self, score: float, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> Optional[int]:
+        """Keep these weights if they belong among the best; returns their rank, or None."""
+        scores = self._known_scores()
+        rank = sum(known >= score for known in scores)
+        if rank >= self.keep:
+            return None
+        paths = [self.folder / name for name in ranked_names("best", self.keep)]
+        fresh = self.folder / "next.ckpt"
+        try:
+            write_checkpoint(fresh, tensors, {**meta, "score": score})
+            for place in range(min(len(scores), self.keep - 1), rank, -1):
+                os.replace(paths[place - 1], paths[place])
+            os.replace(fresh, paths[rank])
+            _sync(self.folder)
+        except OSError as error:
+            logger.error("best checkpoint not saved, training goes on, the previous one remains: %s", error)
+            self.scores = None
+            with contextlib.suppress(OSError):
+                fresh.unlink()
+            return None
+        scores.insert(rank, score)
+        self.scores = scores[: self.keep]
+        return rank
+
+    def _known_scores(self) -> list[float]:
+        """Scores of the files, best first. What cannot be read, or is beyond `keep`, is left out."""
+        if self.scores is None:
+            self.scores = []
+            for name in ranked_names("best", self.keep):
+                path = self.folder / name
+                if not path.exists():
+                    break
+                try:
+                    meta = read_checkpoint(path).meta or {}
+                except CheckpointError as error:
+                    logger.warning("%s; it will be replaced", error)
+                    break
+                self.scores.append(float(meta.get("score", -1.0)))
+        return self.scores

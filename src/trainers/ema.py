@@ -1,0 +1,48 @@
+"""Exponential moving average of the weights, inside the compiled step."""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import ParameterTuple, Tensor, nn, ops
+
+PREFIX = "ema"  # checkpoint names: ema.<parameter name>
+
+
+class Ema(nn.Cell):
+    """average = decay * average + (1 - decay) * parameter, after each update; float32.
+
+    Args:
+        parameters: the trained parameters; the average starts as a copy of them.
+        decay: of the average, per update.
+        warmup: use min(decay, (1 + t) / (10 + t)) at update t (counted from 1), so that a short training does not
+            average in its random start (the rule of TensorFlow's ExponentialMovingAverage with num_updates).
+    """
+
+    def __init__(self, parameters: ParameterTuple, decay: float, warmup: bool) -> None:
+        super().__init__()
+        self.parameters_to_average = parameters
+        self.averages = parameters.clone(prefix=PREFIX, init="same")
+        for average in self.averages:
+            average.requires_grad = False
+        self.rate = 1.0 - decay  # in float64: 1 - 0.99992 in float32 would be off by 1e-3 of itself
+        self.warmup = warmup
+
+    def construct(self, finite: Tensor, updates: Tensor) -> Tensor:
+        """Take one step towards the parameters, or none at all.
+
+        Args:
+            finite: scalar bool; False leaves every average as it is, to the bit.
+            updates: scalar int32, optimizer updates done so far, this one included.
+
+        Returns:
+            Scalar float32: the weight that the parameters got.
+        """
+        rate = Tensor(self.rate, ms.float32)
+        if self.warmup:
+            # 1 - (1 + t) / (10 + t) = 9 / (10 + t)
+            rate = ops.maximum(rate, 9.0 / (10.0 + updates.astype(ms.float32)))
+        rate = ops.select(finite, rate, ops.zeros_like(rate))
+        for i in range(len(self.averages)):
+            average = self.averages[i]
+            ops.assign_add(average, (self.parameters_to_average[i] - average) * rate)
+        return rate

@@ -1,0 +1,129 @@
+"""What happens to gradients between the backward pass and the optimizer; all of it runs inside the compiled step.
+
+`gradients` is a tuple of tensors, one per trained parameter.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2
+
+from src.runtime.precision import saturates_on_overflow
+
+_MUL_NO_NAN = ops.MulNoNan()
+
+
+def unscale(gradients: tuple, factor: Tensor) -> tuple:
+    """Gradients in float32, times `factor` (one over the loss scale)."""
+    unscaled = ()
+    for gradient in gradients:
+        unscaled += (gradient.astype(ms.float32) * factor,)
+    return unscaled
+
+
+def global_norm(gradients: tuple) -> Tensor:
+    """Float32 L2 norm over all gradients together; not finite exactly if an entry, or the sum of squares, is not."""
+    total = Tensor(0.0, ms.float32)
+    for gradient in gradients:
+        squares = ops.square(gradient.astype(ms.float32))
+        if gradient.ndim > 1:
+            # The last axis first: on CPU a sum over several axes at once takes four times as long.
+            squares = squares.sum(-1)
+        total = total + squares.sum()
+    return ops.sqrt(total)
+
+
+def clip_factor(norm: Tensor, limit: float) -> Tensor:
+    """Factor that brings a gradient of global norm `norm` down to `limit`, never above 1.
+
+    With the 1e-6 of torch.nn.utils.clip_grad_norm_, whose figures the trajectories in tests/numerics hold.
+    """
+    return ops.minimum(limit / (norm + 1e-6), Tensor(1.0, ms.float32))
+
+
+def scale_or_zero(gradients: tuple, factor: Tensor, finite: Tensor) -> tuple:
+    """Gradients times `factor`; zeros where the update is not finite.
+
+    `mul_no_nan` by zero gives zero even for inf and nan, in the one pass that scaling needs anyway.
+    """
+    factor = ops.select(finite, factor, ops.zeros_like(factor))
+    scaled = ()
+    for gradient in gradients:
+        scaled += (_MUL_NO_NAN(gradient, factor),)
+    return scaled
+
+
+class OverflowCheck(nn.Cell):
+    """Overflow detection, whatever the chip.
+
+    - CPU, GPU and Atlas A2 (910B) compute in INF/NaN mode: an overflow shows as inf or nan in the gradients, hence in
+      their global norm, which the step needs anyway. So no extra pass over the gradients.
+    - Atlas training series (910A), and A2 with MS_ASCEND_CHECK_OVERFLOW_MODE=SATURATION_MODE, clamp to the largest
+      float16 instead and raise a status flag of the device: clear it before the backward pass, read it after
+      (NPUClearFloatStatusV2, NPUGetFloatStatusV2; the order that nn.TrainOneStepWithLossScaleCell documents).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saturates = saturates_on_overflow()
+        if self.saturates:
+            self.clear_status = NPUClearFloatStatusV2()
+            self.get_status = NPUGetFloatStatusV2()
+
+    def start(self, images: Tensor) -> Tensor:
+        """`images`, with a clean status flag behind them; everything computed from them is watched."""
+        if self.saturates:
+            cleared = self.clear_status(Tensor([0] * 8, ms.int32))
+            images = ops.depend(images, cleared)
+        return images
+
+    def read(self, gradients: tuple) -> Tensor:
+        """Scalar float32: 1 if the flag was raised on the way to `gradients`, else 0."""
+        if self.saturates:
+            status = ops.depend(Tensor([0] * 8, ms.int32), gradients)
+            status = self.get_status(status)
+            return (status != 0).any().astype(ms.float32)
+        return Tensor(0.0, ms.float32)
+
+
+class Accumulator(nn.Cell):
+    """Sums of gradients, losses and overflow flags over the micro-batches of one update.
+
+    Args:
+        parameters: the trained parameters.
+        micro_batches: micro-batches per update.
+    """
+
+    def __init__(self, parameters: ParameterTuple, micro_batches: int) -> None:
+        super().__init__()
+        self.micro_batches = micro_batches
+        self.sums = parameters.clone(prefix="accumulated", init="zeros")
+        self.loss = Parameter(Tensor(0.0, ms.float32), name="accumulated_loss", requires_grad=False)
+        self.overflow = Parameter(Tensor(0.0, ms.float32), name="accumulated_overflow", requires_grad=False)
+        self.count = Parameter(Tensor(0, ms.int32), name="accumulated_count", requires_grad=False)
+
+    def construct(self, gradients: tuple, loss: Tensor, overflow: Tensor) -> Tensor:
+        """Add one micro-batch; returns the scalar bool: is the update complete?"""
+        for i in range(len(self.sums)):
+            ops.assign_add(self.sums[i], gradients[i])
+        ops.assign_add(self.loss, loss)
+        ops.assign_add(self.overflow, overflow)
+        ops.assign_add(self.count, Tensor(1, ms.int32))
+        return self.count >= self.micro_batches
+
+    def means(self) -> tuple:
+        """Mean gradients and mean loss of the update, and its number of overflows."""
+        factor = 1.0 / self.micro_batches
+        gradients = ()
+        for total in self.sums:
+            gradients += (total * factor,)
+        return gradients, self.loss * factor, self.overflow + 0.0
+
+    def reset(self) -> None:
+        """Start the next update from zero; whatever was in the sums, nan included, is gone."""
+        for total in self.sums:
+            ops.assign(total, ops.zeros_like(total))
+        ops.assign(self.loss, Tensor(0.0, ms.float32))
+        ops.assign(self.overflow, Tensor(0.0, ms.float32))
+        ops.assign(self.count, Tensor(0, ms.int32))

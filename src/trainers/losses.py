@@ -1,0 +1,34 @@
+"""The training loss, and the sums that evaluation needs.
+
+Shapes: B images, C classes.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+
+class SoftTargetCrossEntropy(nn.Cell):
+    """Cross-entropy with target distributions, as label smoothing, Mixup and CutMix make them.
+
+    loss = mean over the batch of -sum over classes of target * log_softmax(logits), in float32 whatever the network's
+    precision (Szegedy et al. 2016, equation 7 for smoothing).
+    """
+
+    def construct(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Scalar float32 loss of `logits` (B, C) against `targets` (B, C), rows of which sum to 1."""
+        log_probability_BC = ops.log_softmax(logits.astype(ms.float32), -1)
+        return -(targets.astype(ms.float32) * log_probability_BC).sum(-1).mean()
+
+
+class NetworkWithLoss(nn.Cell):
+    """The network and its loss as one function of a batch."""
+
+    def __init__(self, network: nn.Cell, loss: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.loss = loss
+
+    def construct(self, images: Tensor, targets: Tensor) -> Tensor:
+        return self.loss(self.network(images), targets)

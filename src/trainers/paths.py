@@ -1,0 +1,44 @@
+"""Files of a training: those it needs, checked before anything costs time, and those it must not overwrite."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from src.config.schema import RunConfig
+from src.errors import UserError
+
+logger = logging.getLogger("focal")
+
+RESULTS = ("checkpoints", "best", "metrics.jsonl", "tensorboard", "config.yaml")
+
+
+def check_input_files(run: RunConfig) -> None:
+    """Check that the checkpoints named in the configuration exist. Needs no MindSpore, so it answers at once.
+
+    Raises:
+        UserError: `pretrained` or `resume` names no file.
+    """
+    for key, path in (("pretrained", run.pretrained), ("resume", run.resume)):
+        if path is None or (key == "resume" and path == "auto"):
+            continue
+        if Path(path).is_dir():
+            raise UserError(f"{key}: {path} is a folder; name a checkpoint in it, e.g. checkpoints/last.ckpt")
+        if not Path(path).is_file():
+            hint = "; --resume auto takes the newest one in train_url" if key == "resume" else ""
+            raise UserError(f"{key}: {path} does not exist{hint}")
+
+
+def set_aside_earlier_results(folder: str) -> None:
+    """Move the results of an earlier training out of the way of a new one in the same folder; nothing is deleted."""
+    if not (Path(folder) / "checkpoints").is_dir():
+        return
+    number = 1
+    while (Path(folder) / f"earlier-{number}").exists():
+        number += 1
+    aside = Path(folder) / f"earlier-{number}"
+    aside.mkdir()
+    for name in RESULTS:
+        if (Path(folder) / name).exists():
+            (Path(folder) / name).rename(aside / name)
+    logger.warning("%s held an earlier training, now in %s; --resume auto would have continued it", folder, aside)

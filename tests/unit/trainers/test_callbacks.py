@@ -1,0 +1,114 @@
+"""Records, summaries and the stop on divergence."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+from tensorboardX.proto.event_pb2 import Event
+
+from src.trainers.callbacks import (
+    DivergenceGuard,
+    MetricsFiles,
+    Summary,
+    TrainingDiverged,
+    UpdateQueue,
+    format_duration,
+)
+from src.trainers.train_one_step import OUTPUTS
+
+
+def row(loss=1.0, norm=2.0, lr=0.1, scale=8.0, nonfinite=0.0, in_a_row=0.0):
+    return np.array([1.0, loss, norm, lr, scale, nonfinite, in_a_row])
+
+
+def read_events(folder):
+    """All scalars (tag, step, value) of the event files in a folder: records of length, CRC, Event, CRC."""
+    found = []
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        content, offset = path.read_bytes(), 0
+        while offset < len(content):
+            (length,) = struct.unpack_from("<Q", content, offset)
+            event = Event.FromString(content[offset + 12 : offset + 12 + length])
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            offset += 12 + length + 4
+    return found
+
+
+def test_queue_fetches_each_update_once():
+    queue = UpdateQueue()
+    for number in range(3):
+        queue.add(tuple(Tensor(np.float32(number + i)) for i in range(len(OUTPUTS))))
+    assert len(queue) == 3
+    assert (queue.fetch() == np.arange(3)[:, None] + np.arange(len(OUTPUTS))).all()
+    assert len(queue) == 0 and queue.fetch().shape == (0, len(OUTPUTS))
+
+
+def test_summary_leaves_non_finite_updates_out_of_the_means():
+    summary = Summary(images_per_update=10)
+    summary.add(np.array([row(loss=1), row(loss=np.nan, norm=np.inf, nonfinite=1, in_a_row=1), row(loss=2, norm=5)]))
+    figures = summary.take()
+    assert (figures["loss"], figures["grad_norm"], figures["nonfinite"], figures["updates"]) == (1.5, 5.0, 1, 3)
+    assert summary.take() is None
+    summary.add(np.array([row(loss=np.nan, nonfinite=1)]))
+    assert summary.take()["loss"] is None
+
+
+def test_summary_times_only_updates_after_the_clock_was_restarted(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("src.trainers.callbacks.time.time", lambda: now[0])
+    summary = Summary(images_per_update=10)
+    now[0] = 150.0  # compilation
+    summary.add(np.array([row()]))
+    summary.restart_clock()
+    now[0] = 152.0
+    summary.add(np.array([row(), row()]))
+    figures = summary.take()
+    assert (figures["updates"], figures["images_per_second"]) == (3, 10.0)
+
+
+def test_divergence_stops_after_n_in_a_row_with_a_report(caplog):
+    logging.getLogger("focal").propagate = True
+    guard = DivergenceGuard(3)
+    guard.check(
+        np.array([row(loss=0.5), row(nonfinite=1, in_a_row=1), row(nonfinite=1, in_a_row=2), row(loss=0.25)]), 1
+    )
+    guard.check(np.array([row(nonfinite=1, in_a_row=1, norm=np.nan, scale=4), row(nonfinite=1, in_a_row=2)]), 5)
+    with pytest.raises(TrainingDiverged, match="3 non-finite updates in a row, the last good one: update 4"):
+        guard.check(np.array([row(nonfinite=1, in_a_row=3)]), 7)
+    assert "0.25" in caplog.text and "(good)" in caplog.text and "nan" in caplog.text
+
+
+def test_metrics_and_events_are_written_and_read_back(tmp_path):
+    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 0)
+    for update in (1, 2, 3):
+        files.write("train", update, update / 2, {"loss": 1.0 / update, "grad_norm": None})
+    files.write("val", 3, 1.5, {"top1": 75.0})
+    files.close()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert records[1] == {"kind": "train", "update": 2, "epoch": 1.0, "loss": 0.5, "grad_norm": None}
+    events = read_events(tmp_path / "tensorboard")
+    assert ("train/loss", 2, 0.5) in events and ("val/top1", 3, 75.0) in events and len(events) == 4
+
+
+def test_resume_takes_back_what_came_after_the_checkpoint(tmp_path):
+    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 0)
+    for update in range(1, 6):
+        files.write("train", update, 0.0, {"loss": float(update)})
+    files.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "upd')  # the crash
+    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 3)
+    files.write("train", 4, 0.0, {"loss": 40.0})
+    files.close()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(record["update"], record["loss"]) for record in records] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+
+
+@pytest.mark.parametrize("seconds, text", [(59, "0:00:59"), (3661, "1:01:01"), (2 * 86400 + 5, "2 d 0:00:05")])
+def test_durations(seconds, text):
+    assert format_duration(seconds) == text

@@ -1,0 +1,213 @@
+"""Checkpoint files: whole or recognised as not, in order, never lost."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor
+
+from src.trainers import checkpoint as checkpoint_module
+from src.trainers.checkpoint import (
+    BestCheckpoints,
+    CheckpointError,
+    LastCheckpoints,
+    read_checkpoint,
+    write_checkpoint,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def tensors(value=0.0):
+    rng = np.random.default_rng(0)
+    return {
+        "head.weight": rng.standard_normal((5, 3)).astype(np.float32) + np.float32(value),
+        "ema.head.weight": rng.standard_normal((5, 3)).astype(np.float32),
+        "optimizer.step": np.int32(7),
+    }
+
+
+def numbers(folder, keep=10):
+    names = [name for name in checkpoint_module.ranked_names("last", keep) if (folder / name).exists()]
+    return [read_checkpoint(folder / name).meta["number"] for name in names]
+
+
+def test_round_trip_to_the_bit(tmp_path):
+    path = tmp_path / "deep" / "a.ckpt"
+    meta = {"progress": {"epoch": 3}, "text": "naïve", "config": {"depths": [2, 2], "rate": 1e-5, "none": None}}
+    write_checkpoint(path, tensors(), meta)
+    read = read_checkpoint(path)
+    assert {key: read.meta[key] for key in meta} == meta
+    assert read.tensors.keys() == tensors().keys()
+    for name, value in tensors().items():
+        assert read.tensors[name].dtype == value.dtype and (read.tensors[name] == value).all()
+    assert os.listdir(path.parent) == ["a.ckpt"], "no temporary file is left"
+    assert os.stat(path).st_mode & 0o777 == 0o644
+    assert set(ms.load_checkpoint(str(path))) >= set(tensors()), "MindSpore itself reads it"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_recognised(tmp_path, share):
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(path, tensors(), {})
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_cut_between_two_tensors_is_recognised(tmp_path):
+    """Protobuf alone would take the shorter file for whole: only the missing checksum shows it."""
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(path, tensors(), {})
+    path.write_bytes(path.read_bytes()[:-17])
+    with pytest.raises(CheckpointError, match="cut off"):
+        read_checkpoint(path)
+
+
+def test_one_flipped_bit_is_recognised(tmp_path):
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(path, tensors(), {})
+    content = bytearray(path.read_bytes())
+    content[60] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name, content", [("a.ckpt", b"a picture"), ("a.pth", b"PK\x03\x04"), ("a.ckpt", b"")])
+def test_foreign_files_are_refused_in_one_line(tmp_path, name, content, capfd):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(tmp_path / name)
+    assert "\n" not in str(error.value) and name in str(error.value)
+    assert capfd.readouterr().err == "", "MindSpore's own message would come on top"
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        read_checkpoint(tmp_path / "no.ckpt")
+    with pytest.raises(CheckpointError, match="is a folder"):
+        read_checkpoint(tmp_path)
+
+
+def test_weights_from_elsewhere_have_no_meta(tmp_path):
+    path = tmp_path / "plain.ckpt"
+    ms.save_checkpoint([Parameter(Tensor(np.ones(3, np.float32)), name="head.bias")], str(path))
+    read = read_checkpoint(path)
+    assert read.meta is None and list(read.tensors) == ["head.bias"]
+
+
+def test_last_checkpoints_are_kept_in_order(tmp_path):
+    last = LastCheckpoints(tmp_path, keep=3)
+    for number in range(5):
+        assert last.save(tensors(number), {"number": number})
+    assert numbers(tmp_path) == [4, 3, 2]
+    assert last.newest().meta["number"] == 4
+    assert sorted(os.listdir(tmp_path)) == ["last.1.ckpt", "last.2.ckpt", "last.ckpt"]
+    LastCheckpoints(tmp_path, keep=1).save(tensors(), {"number": 5})
+    assert os.listdir(tmp_path) == ["last.ckpt"], "a smaller keep removes the surplus"
+
+
+def test_a_broken_newest_falls_back_and_says_so(tmp_path, caplog):
+    last = LastCheckpoints(tmp_path, keep=3)
+    for number in range(3):
+        last.save(tensors(number), {"number": number})
+    for name in ("last.ckpt", "last.1.ckpt"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-40])
+    logging.getLogger("focal").propagate = True
+    assert last.newest().meta["number"] == 0
+    assert caplog.text.count("trying the one before it") == 2
+    (tmp_path / "last.2.ckpt").unlink()
+    assert last.newest() is None
+
+
+@pytest.mark.parametrize("renames", range(1, 7))
+def test_a_crash_at_any_rename_loses_nothing(tmp_path, monkeypatch, renames):
+    last = LastCheckpoints(tmp_path, keep=3)
+    for number in range(3):
+        last.save(tensors(number), {"number": number})
+    real, done = os.replace, []
+
+    def crash_at(source, target):
+        done.append(target)
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(checkpoint_module.os, "replace", crash_at)
+    with contextlib.suppress(KeyboardInterrupt):
+        last.save(tensors(3), {"number": 3})
+    monkeypatch.setattr(checkpoint_module.os, "replace", real)
+    expected = 2 if renames == 1 else 3  # the first rename is the one that makes the new file whole
+    assert last.newest().meta["number"] == expected
+    last.save(tensors(4), {"number": 4})
+    assert last.newest().meta["number"] == 4
+
+
+def test_the_oldest_goes_only_after_the_newest_is_whole(tmp_path, monkeypatch):
+    last = LastCheckpoints(tmp_path, keep=2)
+    for number in range(2):
+        last.save(tensors(number), {"number": number})
+
+    def full(*arguments, **settings):
+        assert numbers(tmp_path) == [1, 0]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module.ms, "save_checkpoint", full)
+    assert last.save(tensors(), {"number": 2}) is False
+    assert numbers(tmp_path) == [1, 0]
+
+
+def test_disk_full_keeps_the_last_good_checkpoint(tmp_path):
+    """A real write error of the operating system, by a limit on the size of files."""
+    program = """
+import logging, resource, signal, sys
+import numpy as np
+from pathlib import Path
+from src.trainers.checkpoint import BestCheckpoints, LastCheckpoints
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+folder = Path(sys.argv[1])
+last, best = LastCheckpoints(folder, 2), BestCheckpoints(folder, 1)
+assert last.save({"w": np.zeros(10, np.float32)}, {"number": 0})
+assert best.offer(50.0, {"w": np.zeros(10, np.float32)}, {}) == 0
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+large = {"w": np.random.default_rng(0).standard_normal(10**6).astype(np.float32)}
+assert last.save(large, {"number": 1}) is False
+assert best.offer(60.0, large, {}) is None
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert last.newest().meta["number"] == 0
+assert last.save(large, {"number": 2}) is True
+assert last.newest().meta["number"] == 2
+print("went on", sorted(path.name for path in folder.iterdir()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "went on ['best.ckpt', 'last.1.ckpt', 'last.ckpt']" in done.stdout
+    assert "ERROR:focal:checkpoint not saved, training goes on" in done.stdout
+
+
+def test_best_checkpoints_by_score(tmp_path):
+    best = BestCheckpoints(tmp_path, keep=2)
+    ranks = [
+        best.offer(score, tensors(), {"number": i}) for i, score in enumerate((70.0, 60.0, 65.0, 80.0, 64.0, 80.0))
+    ]
+    assert ranks == [0, 1, 1, 0, None, 1]  # an equal score does not displace the earlier one
+    found = [read_checkpoint(tmp_path / name).meta for name in ("best.ckpt", "best.1.ckpt")]
+    assert [(meta["score"], meta["number"]) for meta in found] == [(80.0, 3), (80.0, 5)]
+    assert sorted(os.listdir(tmp_path)) == ["best.1.ckpt", "best.ckpt"]
+    again = BestCheckpoints(tmp_path, keep=2)  # after a resume
+    assert again.offer(79.0, tensors(), {}) is None
+    assert again.offer(81.0, tensors(), {"number": 9}) == 0

@@ -1,0 +1,118 @@
+"""Norm, clipping and overflow detection."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn, ops
+
+from src.runtime import precision
+from src.trainers import gradients as gradients_module
+from src.trainers.gradients import OverflowCheck, clip_factor, global_norm, scale_or_zero, unscale
+
+
+def arrays():
+    rng = np.random.default_rng(5)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in ((3, 4), (7,), (2, 3, 4))]
+
+
+def test_global_norm_is_over_all_gradients_in_float32():
+    values = arrays()
+    norm = float(global_norm(tuple(Tensor(value) for value in values)))
+    assert norm == pytest.approx(np.sqrt(sum((value.astype(np.float64) ** 2).sum() for value in values)), rel=1e-6)
+    # squares of 300 overflow float16 and their sum would lose 1e-4 of itself in it
+    half = tuple(Tensor(np.full(10000, 300, np.float16)) for _ in range(2))
+    assert float(global_norm(half)) == pytest.approx(300 * np.sqrt(20000), rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_norm_is_not_finite_if_one_entry_is_not(bad):
+    values = arrays()
+    values[1][3] = bad
+    assert not np.isfinite(float(global_norm(tuple(Tensor(value) for value in values))))
+
+
+def test_clip_brings_the_norm_to_the_limit_and_leaves_small_gradients():
+    values = arrays()
+    norm = global_norm(tuple(Tensor(value) for value in values))
+    clipped = scale_or_zero(tuple(Tensor(value) for value in values), clip_factor(norm, 1.5), Tensor(True))
+    assert float(global_norm(clipped)) == pytest.approx(1.5, rel=1e-5)
+    assert float(clip_factor(Tensor(1.0, ms.float32), 5.0)) == 1.0
+    assert float(clip_factor(Tensor(10.0, ms.float32), 5.0)) == pytest.approx(5 / (10 + 1e-6), rel=1e-6)
+
+
+def test_gradients_of_a_non_finite_update_become_zero():
+    values = [np.array([1.0, np.inf], np.float32), np.array([np.nan], np.float32)]
+    zeros = scale_or_zero(tuple(Tensor(value) for value in values), Tensor(np.nan, ms.float32), Tensor(False))
+    assert all((value.asnumpy() == 0).all() for value in zeros)
+
+
+def test_unscale_yields_float32():
+    (value,) = unscale((Tensor(np.array([2.0], np.float16)),), Tensor(2.0**-20, ms.float32))
+    assert value.dtype == ms.float32 and float(value[0]) == 2.0**-19  # below the smallest float16
+
+
+@pytest.mark.parametrize(
+    "target, chip, mode, saturates",
+    [
+        ("CPU", None, None, False),
+        ("CPU", None, "SATURATION_MODE", False),
+        ("Ascend", "ascend910", None, True),
+        ("Ascend", "ascend910", "INFNAN_MODE", True),
+        ("Ascend", "ascend910b", None, False),
+        ("Ascend", "ascend910b", "INFNAN_MODE", False),
+        ("Ascend", "ascend910b", "SATURATION_MODE", True),
+    ],
+)
+def test_which_chips_saturate(monkeypatch, target, chip, mode, saturates):
+    monkeypatch.setattr(precision.ms, "get_context", lambda name: target)
+    monkeypatch.setattr(precision, "ascend_chip", lambda: chip)
+    monkeypatch.delenv("MS_ASCEND_CHECK_OVERFLOW_MODE", raising=False)
+    if mode is not None:
+        monkeypatch.setenv("MS_ASCEND_CHECK_OVERFLOW_MODE", mode)
+    assert precision.saturates_on_overflow() is saturates
+
+
+STATUS = Parameter(Tensor(np.zeros(8, np.int32)), name="status", requires_grad=False)
+
+
+class ClearStatus(nn.Cell):
+    """Stands in for NPUClearFloatStatusV2: clears a register that is a Parameter here."""
+
+    def construct(self, status):
+        return ops.assign(STATUS, ops.zeros_like(status))
+
+
+class GetStatus(nn.Cell):
+    """Stands in for NPUGetFloatStatusV2."""
+
+    def construct(self, status):
+        return ops.depend(STATUS + 0, status)
+
+
+class SaturatingStep(nn.Cell):
+    """A computation that clamps and raises the register as a 910A does, between start and read."""
+
+    def __init__(self):
+        super().__init__()
+        self.check = OverflowCheck()
+
+    def construct(self, inputs):
+        inputs = self.check.start(inputs)
+        raised = (inputs > 65504).any().astype(ms.int32)
+        ops.assign_add(STATUS, raised * Tensor(np.ones(8, np.int32)))
+        clamped = ops.minimum(inputs, Tensor(65504.0, ms.float32))
+        return self.check.read((clamped,))
+
+
+def test_the_status_flag_is_cleared_before_and_read_after(monkeypatch):
+    monkeypatch.setattr(gradients_module, "saturates_on_overflow", lambda: True)
+    monkeypatch.setattr(gradients_module, "NPUClearFloatStatusV2", ClearStatus)
+    monkeypatch.setattr(gradients_module, "NPUGetFloatStatusV2", GetStatus)
+    step = SaturatingStep()
+    small, large = Tensor(np.ones(3, np.float32)), Tensor(np.full(3, 1e6, np.float32))
+    assert float(step(large)) == 1.0
+    assert float(step(small)) == 0.0, "the flag of the step before must be gone"
+    STATUS.set_data(Tensor(np.ones(8, np.int32)))  # as evaluation might leave it
+    assert float(step(small)) == 0.0

@@ -1,0 +1,161 @@
+"""Optimizers against their formulas in float64, and the settings of each parameter."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, ParameterTuple, Tensor
+
+from src.trainers.optimizer import create_optimizer, layer_of, parameter_settings
+
+NAMES = {"layers.0.blocks.0.attn.qkv.weight": (6, 4), "layers.0.blocks.0.attn.qkv.bias": (6,), "head.weight": (3, 6)}
+STEPS = 12
+
+
+def make(make_config, optimizer, rates, **overrides):
+    config = make_config(optimizer=optimizer, weight_decay=0.1, **overrides)
+    rng = np.random.default_rng(6)
+    parameters = ParameterTuple(
+        [Parameter(Tensor(rng.standard_normal(shape).astype(np.float32)), name=name) for name, shape in NAMES.items()]
+    )
+    return parameters, create_optimizer(parameters, config.optim, config.model, np.asarray(rates))
+
+
+def gradient_sequence():
+    rng = np.random.default_rng(7)
+    return [[rng.standard_normal(shape).astype(np.float32) for shape in NAMES.values()] for _ in range(STEPS)]
+
+
+def adamw(p, g, m, v, t, lr, wd, corrected=True, b1=0.9, b2=0.999, eps=1e-8):
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+    c1, c2 = (1 - b1**t, 1 - b2**t) if corrected else (1.0, 1.0)
+    return p - lr * (m / c1 / (np.sqrt(v / c2) + eps) + wd * p), m, v
+
+
+def lamb(p, g, m, v, t, lr, wd, b1=0.9, b2=0.999, eps=1e-8):
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+    update = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps) + wd * p
+    trust = np.linalg.norm(p) / np.linalg.norm(update) if wd else 1.0
+    return p - lr * trust * update, m, v
+
+
+def momentum(p, g, m, v, t, lr, wd):
+    m = 0.9 * m + g
+    return p - lr * (m + wd * p), m, v
+
+
+FORMULAS = {
+    "adamw": adamw,
+    "adam_weight_decay": lambda *a: adamw(*a, corrected=False),
+    "lamb": lamb,
+    "momentum": momentum,
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_follows_the_formula(make_config, name):
+    rates = 0.01 * (1 + np.arange(STEPS))
+    parameters, optimizer = make(make_config, name, rates)
+    expected = [[p.asnumpy().astype(np.float64), 0.0, 0.0] for p in parameters]
+    for t, gradients in enumerate(gradient_sequence(), start=1):
+        optimizer(tuple(Tensor(gradient) for gradient in gradients), Tensor(True))
+        for i, (gradient, decay) in enumerate(zip(gradients, (0.1, 0.0, 0.1))):
+            expected[i] = FORMULAS[name](expected[i][0], gradient, *expected[i][1:], t, rates[t - 1], decay)
+        for parameter, state in zip(parameters, expected):
+            assert np.abs(parameter.asnumpy() - state[0]).max() < 1e-5 * max(1, np.abs(state[0]).max()), t
+    assert int(optimizer.step.asnumpy()) == STEPS
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_skipped_update_changes_no_bit_and_does_not_count(make_config, name):
+    parameters, optimizer = make(make_config, name, np.full(STEPS, 0.01))
+    zeros = tuple(Tensor(np.zeros(shape, np.float32)) for shape in NAMES.values())
+    gradients = [tuple(Tensor(gradient) for gradient in row) for row in gradient_sequence()]
+
+    def state():
+        kept = [p for p in optimizer.get_parameters() if not p.name.startswith("schedule")]
+        return {p.name: p.asnumpy().copy() for p in [*parameters, *kept]}
+
+    for updates in (0, 3):  # before the first update, and between
+        for i in range(updates):
+            optimizer(gradients[i], Tensor(True))
+        before = state()
+        optimizer(zeros, Tensor(False))
+        after = state()
+        assert all((after[name] == before[name]).all() for name in before)
+        assert int(optimizer.step.asnumpy()) == updates
+
+
+def test_skipped_updates_leave_no_trace_in_later_ones(make_config):
+    results = []
+    for skips in (0, 2):
+        parameters, optimizer = make(make_config, "adamw", np.full(STEPS, 0.01))
+        for row in gradient_sequence()[:4]:
+            for _ in range(skips):
+                optimizer(tuple(Tensor(np.zeros_like(gradient)) for gradient in row), Tensor(False))
+            optimizer(tuple(Tensor(gradient) for gradient in row), Tensor(True))
+        results.append([parameter.asnumpy() for parameter in parameters])
+    assert all((a == b).all() for a, b in zip(*results))
+
+
+def test_the_schedule_moves_on_and_holds_its_last_rate(make_config):
+    rates = [0.1, 0.2, 0.3]
+    _, optimizer = make(make_config, "momentum", rates)
+    zeros = tuple(Tensor(np.zeros(shape, np.float32)) for shape in NAMES.values())
+    seen = []
+    for finite in (True, False, True, True, True):
+        seen.append(float(optimizer.current_rate()))
+        optimizer(zeros, Tensor(finite))
+    assert seen == pytest.approx([0.1, 0.2, 0.3, 0.3, 0.3])
+
+
+def test_decay_spares_biases_norms_and_position_embedding(make_config):
+    shapes = {
+        "absolute_pos_embed": (1, 9, 4),
+        "patch_embed.proj.weight": (4, 3, 2, 2),
+        "patch_embed.norm.weight": (4,),
+        "layers.1.blocks.0.attn.some.bias": (4, 4),
+        "head.weight": (5, 4),
+    }
+    parameters = [Parameter(Tensor(np.zeros(shape, np.float32)), name=name) for name, shape in shapes.items()]
+    settings = parameter_settings(parameters, make_config(weight_decay=0.05).optim, (1, 1))
+    assert [setting.weight_decay for setting in settings] == [0.0, 0.05, 0.0, 0.0, 0.05]
+    assert all(setting.lr_factor == 1.0 for setting in settings)
+
+
+@pytest.mark.parametrize(
+    "name, layer",
+    [
+        ("absolute_pos_embed", 0),
+        ("patch_embed.proj.weight", 0),
+        ("layers.0.blocks.0.norm1.weight", 1),
+        ("layers.0.blocks.1.norm1.weight", 2),
+        ("layers.0.downsample.proj.weight", 2),
+        ("layers.2.blocks.5.mlp.fc1.weight", 10),
+        ("layers.2.downsample.norm.bias", 10),
+        ("layers.3.blocks.1.mlp.fc1.weight", 12),
+        ("norm.weight", 13),
+        ("head.bias", 13),
+    ],
+)
+def test_layers_of_the_tiny_network(name, layer):
+    assert layer_of(name, (2, 2, 6, 2)) == layer
+
+
+def test_layer_decay_scales_the_step(make_config):
+    parameters, optimizer = make(make_config, "momentum", [0.1], layer_decay=0.5)
+    before = [parameter.asnumpy().copy() for parameter in parameters]
+    optimizer(tuple(Tensor(np.ones(shape, np.float32)) for shape in NAMES.values()), Tensor(True))
+    top = 1 + 1 + 2 + 1 + 1  # blocks of the test network, and the head above
+    for name, parameter, old in zip(NAMES, parameters, before):
+        factor = 0.5 ** (top - layer_of(name, (1, 1, 2, 1)))
+        decay = 0.0 if name.endswith("bias") else 0.1
+        assert np.allclose(parameter.asnumpy(), old - 0.1 * factor * (1 + decay * old), atol=1e-6)
+
+
+def test_moments_are_named_after_their_parameter(make_config):
+    _, optimizer = make(make_config, "adamw", [0.1])
+    names = {parameter.name for parameter in optimizer.get_parameters()}
+    assert {"moment1.head.weight", "moment2.head.weight", "optimizer.step"} <= names
+    assert optimizer.step.dtype == ms.int32

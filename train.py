@@ -1,0 +1,66 @@
+"""Train a Focal Transformer: python train.py --config configs/X.yaml --data_url DATA --train_url OUT --device_num 8"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Optional
+
+from src.config import Config, config_from_command_line
+from src.errors import run_main
+from src.trainers.paths import check_input_files
+
+
+def main() -> Optional[int]:
+    """Read the command line, start workers if several devices are asked for, else train in this process."""
+    config, unknown_arguments = config_from_command_line(sys.argv[1:], __doc__)
+    if not config.run.run_openi:
+        check_input_files(config.run)
+
+    from src.runtime.launcher import launch_if_needed
+
+    exit_code = launch_if_needed(config, sys.argv[1:])
+    return run_worker(config, unknown_arguments) if exit_code is None else exit_code
+
+
+def run_worker(config: Config, unknown_arguments: list[str]) -> int:
+    """The job of one process: device, storage, training."""
+    # MindSpore takes seconds to import: not before the command line is known to be right.
+    from src.runtime.compat import check_versions
+    from src.runtime.device import setup_device, shutdown
+    from src.runtime.logging import setup_logging
+    from src.runtime.storage import open_storage
+
+    device = setup_device(config.run)
+    setup_logging(device, config.run.train_url)
+    check_versions()
+    storage = open_storage(config, device, unknown_arguments)
+    try:
+        exit_code = train(config, device, storage)
+    finally:
+        storage.close()
+    shutdown()
+    return exit_code
+
+
+def train(config: Config, device: Any, storage: Any) -> int:
+    """Data, network, step, state, run; returns the exit code."""
+    from src.data import EvalData, TrainData, check_data
+    from src.evaluation import EvalStep
+    from src.trainers.setup import build_network, build_train_step, open_outputs, resume_state
+    from src.trainers.training import Training
+
+    layout = check_data(config, storage.data_folder())
+    train_data = TrainData(config, layout, device.rank, device.world_size)
+    eval_data = EvalData(config, layout, device.rank, device.world_size)
+
+    network = build_network(config)
+    train_step = build_train_step(config, network, train_data.steps_per_epoch, device)
+    progress = resume_state(config, train_step, train_data.steps_per_epoch, device, storage.output_folder)
+    outputs = open_outputs(config, device, progress, storage)
+
+    eval_step = EvalStep(network)
+    return Training(config, device, train_step, eval_step, train_data, eval_data, progress, outputs).run()
+
+
+if __name__ == "__main__":
+    run_main(main)
