@@ -192,6 +192,7 @@ class RunConfig:
     file_format: str = key("MINDIR", "export.py: format", choices=("MINDIR", "AIR", "ONNX"))
     file_name: Optional[str] = key(None, "export.py: output file; none: train_url/<arch>")
     run_openi: bool = key(False, "cloud job on OpenI or ModelArts: copy data in and results out")
+    cache_dir: str = key("/cache", "cloud job: local folder that takes data, results and checkpoints")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import threading
 import zlib
@@ -113,6 +114,7 @@ def _join_group(launch: Launch, target: str) -> Device:
     _rank, _world_size = int(get_rank()), int(get_group_size())
     ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
     local_rank, local_size = _place_on_machine()
+    _take_back_interrupt()
     return Device(_rank, _world_size, local_rank, local_size, target)
 
 
@@ -127,6 +129,12 @@ def _place_on_machine() -> tuple[int, int]:
     table = all_reduce_sum(table)
     same = [rank for rank in range(_world_size) if (table[rank] == table[_rank]).all()]
     return same.index(_rank), len(same)
+
+
+def _take_back_interrupt() -> None:
+    """Have Ctrl-C raise KeyboardInterrupt again: on CPU the process group's event loops take SIGINT for themselves."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT) or signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -23,8 +23,10 @@ from typing import Optional
 from src.config.schema import Config, RunConfig
 from src.errors import UserError
 from src.runtime import processes
+from src.runtime.device import Device
 from src.runtime.environment import check_device_num, detect_launch
 from src.runtime.logging import setup_logging
+from src.runtime.storage import LOCAL, detect_platform, open_storage, resolve_output_folder
 
 logger = logging.getLogger("focal")
 
@@ -73,11 +75,23 @@ def launch_if_needed(config: Config, argv: Sequence[str], script: Optional[str] 
         return None
     if run.device_num == 1:
         return None
-    log_folder = Path(run.train_url) / "log"
+    log_folder = Path(resolve_output_folder(config, os.environ)) / "log"
     log_folder.mkdir(parents=True, exist_ok=True)
     setup_logging(0)
     command = [sys.executable, script or os.path.abspath(sys.argv[0]), *argv]
-    return _Job(run, command, log_folder).run()
+    code = _Job(run, command, log_folder).run()
+    if code and detect_platform(run.run_openi, os.environ) != LOCAL:
+        _send_what_is_left(config)
+    return code
+
+
+def _send_what_is_left(config: Config) -> None:
+    """After a failure: a killed worker could not send its results, and the platform keeps only what was sent."""
+    try:
+        storage = open_storage(config, Device(target=config.run.device_target))
+        storage.close()
+    except UserError as error:
+        logger.error("%s", error)
 
 
 def run_scheduler() -> None:
@@ -103,9 +117,12 @@ class _Job:
 
     def run(self) -> int:
         """Start everything, wait for the end, leave no process behind; returns the exit code."""
-        old_handlers = {
-            number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        }
+        handled = [
+            number
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) is not signal.SIG_IGN  # nohup, or a job in the background of a script
+        ]
+        old_handlers = {number: signal.signal(number, self._on_signal) for number in handled}
         try:
             self._start()
             code = self._watch()
@@ -182,13 +199,13 @@ class _Job:
             running = [worker for worker, code in states if code is None]
             if self.interrupted is not None:
                 if not running or time.monotonic() > self.deadline:
-                    shown.copy_new()
+                    shown.copy_new(to_the_end=True)
                     logger.info("ended by %s", signal.Signals(self.interrupted).name)
                     return 128 + self.interrupted
             elif failed:
                 return self._report_failure(failed[0], shown)
             elif not running:
-                shown.copy_new()
+                shown.copy_new(to_the_end=True)
                 return self._wait_for_scheduler()
             elif self.scheduler and self.scheduler.process.poll() not in (None, 0):
                 return self._report_failure(self.scheduler, shown)
@@ -196,13 +213,15 @@ class _Job:
 
     def _report_failure(self, worker: Worker, shown: processes.Follower) -> int:
         time.sleep(POLL_SECONDS)  # what it wrote last
-        shown.copy_new()
+        shown.copy_new(to_the_end=True)
         code = worker.process.returncode
         if code < 0:
             how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
             code = 128 - code
         else:
             how = f"failed with exit code {code}"
+        if code == 128 + signal.SIGTERM and self.run_config.node_num > 1:
+            how += ", which is how MindSpore ends a worker that has lost another server: see the logs of the others"
         lines = processes.last_lines(worker.log, worker.log_start, LAST_LINES)
         quoted = "" if worker is self.workers[0] or not lines else ":\n" + "\n".join(f"    {line}" for line in lines)
         logger.error("%s %s; the other workers are ended; its log: %s%s", worker.name, how, worker.log, quoted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_FRAMEWORK_NOTE = re.compile(r"^\[INFO\] DISTRIBUTED\(.*\n?", re.MULTILINE)
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None  # loaded before any fork
 
 
@@ -37,20 +39,27 @@ def end_groups(processes: Sequence[subprocess.Popen], timeout: float = 10.0) -> 
 
 
 class Follower:
-    """Copies what is appended to a file to the terminal."""
+    """Copies what is appended to a file to the terminal, except MindSpore's notes on its connections.
+
+    Those are written whatever GLOG_v says, and stay in the file.
+    """
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
         self.position = start
 
-    def copy_new(self) -> None:
-        """Write all that came since the last call."""
+    def copy_new(self, to_the_end: bool = False) -> None:
+        """Write all that came since the last call; a note cut off in mid-line waits, unless `to_the_end`."""
         with open(self.path, "rb") as stream:
             stream.seek(self.position)
             new = stream.read()
-        if new:
-            self.position += len(new)
-            sys.stdout.write(new.decode("utf-8", "replace"))
+        head, newline, tail = new.rpartition(b"\n")
+        if tail.startswith(b"[") and not to_the_end:
+            new = head + newline
+        self.position += len(new)
+        text = _FRAMEWORK_NOTE.sub("", new.decode("utf-8", "replace"))
+        if text:
+            sys.stdout.write(text)
             sys.stdout.flush()
 
 

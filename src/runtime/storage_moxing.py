@@ -1,0 +1,273 @@
+"""ModelArts, and OpenI's older tasks: data and results lie in object storage, reached through the package moxing.
+
+moxing comes preinstalled in those platforms' images and nowhere else; the public package index has an unrelated project
+of the same name. Used of it: `file.copy`, `file.copy_parallel`, `file.exists`, and for checking what arrived
+`file.list_directory` and `file.get_size`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple, Optional
+
+from src.config.schema import Config
+from src.errors import UserError
+from src.runtime.datasets import archive_stem, choose_dataset, looks_like_dataset, unpack_archives
+from src.runtime.device import Device
+from src.runtime.storage import MOXING, Storage, is_remote
+from src.runtime.upload import with_retries
+
+logger = logging.getLogger("focal")
+
+COMPLETE = ".focal_complete.json"  # in a data folder: which sources lie there in whole
+PREMOUNTED = ("sfs/data/imagenet", "dataset", "data")  # in cache_dir: where platforms mount data
+
+
+class Source(NamedTuple):
+    """A dataset in object storage."""
+
+    url: str
+    name: str  # of its folder, or of the archive, here; empty: the data folder itself
+
+
+def import_moxing() -> ModuleType:
+    """The platform's moxing.
+
+    Raises:
+        UserError: it is not there, or what is there is another package of that name.
+    """
+    way_out = "run in an image of ModelArts or OpenI, which brings it (pip cannot install it), or leave out --run_openi"
+    try:
+        import moxing
+    except Exception as error:  # the unrelated package may fail in any way while it is imported
+        raise UserError(f"moxing cannot be imported ({' '.join(str(error).split())}); {way_out}") from None
+    if not callable(getattr(getattr(moxing, "file", None), "copy_parallel", None)):
+        raise UserError(
+            "the installed package moxing has no file.copy_parallel: the public package of that name is something "
+            f"else; pip uninstall moxing, and {way_out}"
+        )
+    return moxing
+
+
+def parse_sources(multi_data_url: str, data_url: str) -> list[Source]:
+    """Datasets to be copied: those of OpenI's --multi_data_url (JSON), else data_url where that is a URL.
+
+    Raises:
+        UserError: --multi_data_url is not a JSON list of objects with dataset_url and dataset_name.
+    """
+    if multi_data_url.strip() not in ("", "[]"):
+        try:
+            entries = json.loads(multi_data_url)
+            sources = [Source(entry["dataset_url"], os.path.basename(entry["dataset_name"])) for entry in entries]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                "multi_data_url: not a JSON list of {dataset_url, dataset_name} "
+                f"({type(error).__name__}: {error}): {multi_data_url[:120]}"
+            ) from None
+        if len(sources) == 1 and not archive_stem(sources[0].name):  # a single one lies in the data folder itself
+            return [Source(sources[0].url, "")]
+        return sources
+    if is_remote(data_url):
+        name = os.path.basename(data_url.rstrip("/"))
+        return [Source(data_url, name if archive_stem(name) else "")]
+    return []
+
+
+class MoxingStorage(Storage):
+    """Copies from and to object storage with moxing."""
+
+    name = MOXING
+
+    def __init__(self, config: Config, device: Device, flags: Mapping[str, str]) -> None:
+        super().__init__(config, device, flags)
+        self.cache = Path(config.run.cache_dir)
+        self._moxing: Optional[ModuleType] = None
+        self._sender: Optional[ResultSender] = None
+        if self._sends() or parse_sources(flags.get("multi_data_url", ""), config.data.data_url):
+            self._moxing = import_moxing()
+
+    # ---- data in
+
+    def _find_data(self) -> str:
+        sources = parse_sources(self.flags.get("multi_data_url", ""), self.config.data.data_url)
+        if not sources:
+            return self._premounted()
+        target = self.cache / "data"
+        self._once_per_machine("data", lambda: self._bring_data(sources, target))
+        return str(choose_dataset(target, self.config.data.data_url))
+
+    def _premounted(self) -> str:
+        """Data that the platform has put on this machine already, used in place."""
+        given = self.config.data.data_url
+        candidates = [Path(given), *(self.cache / name for name in PREMOUNTED)]
+        for folder in candidates:
+            if looks_like_dataset(folder):
+                logger.info("data: used in place in %s", folder)
+                return str(folder)
+        return given  # the check of the data says what is missing
+
+    def _bring_data(self, sources: list[Source], target: Path) -> None:
+        record = target / COMPLETE
+        wanted = [list(source) for source in sources]
+        if record.exists() and json.loads(record.read_text(encoding="utf-8")) == wanted:
+            logger.info("data: %s has it already", target)
+            return
+        target.mkdir(parents=True, exist_ok=True)
+        record.unlink(missing_ok=True)
+        for source in sources:
+            with_retries(f"copying {source.url}", lambda source=source: self._copy(source, target))
+        unpack_archives(target, target)
+        for folder in [entry for entry in target.iterdir() if entry.is_dir() and not looks_like_dataset(entry)]:
+            unpack_archives(folder, folder)
+        record.write_text(json.dumps(wanted), encoding="utf-8")
+
+    def _copy(self, source: Source, target: Path) -> None:
+        place = target / source.name
+        if archive_stem(source.name):
+            copy_file(self._moxing, source.url, place)
+        else:
+            copy_folder(self._moxing, source.url, place)
+
+    def fetch(self, path: Optional[str]) -> Optional[str]:
+        """See `Storage.fetch`; without a path, the checkpoint that the platform's flags name, if any."""
+        if path == "auto":
+            if is_remote(self.config.run.train_url):
+                self._once_per_machine("checkpoints", self._bring_results)
+            return path
+        url = path or self._flagged_checkpoint()
+        if url is None or not is_remote(url):
+            return url
+        self._moxing = self._moxing or import_moxing()
+        place = self.cache / "checkpoints" / os.path.basename(url.rstrip("/"))
+        self._once_per_machine(
+            "checkpoint", lambda: with_retries(f"copying {url}", lambda: copy_file(self._moxing, url, place))
+        )
+        return str(place)
+
+    def _flagged_checkpoint(self) -> Optional[str]:
+        for flag in ("ckpt_url", "pretrain_url"):
+            value = self.flags.get(flag, "")
+            if value.startswith("["):  # OpenI's newer form: a JSON list of models
+                entries = json.loads(value)
+                value = entries[0]["model_url"] if entries else ""
+            if value:
+                return value
+        return None
+
+    def _bring_results(self) -> None:
+        """Checkpoints that an earlier job sent to the same train_url, for --resume auto; those here are newer."""
+        url = f"{self.config.run.train_url.rstrip('/')}/checkpoints"
+        place = Path(self.output_folder) / "checkpoints"
+        if place.is_dir() and any(place.iterdir()):
+            return
+        self._moxing = self._moxing or import_moxing()
+        with _errors_of(url):
+            found = self._moxing.file.exists(url)
+        if not found:
+            logger.info("resume: nothing at %s", url)
+            return
+        with_retries(f"copying {url}", lambda: copy_folder(self._moxing, url, place))
+
+    # ---- results out
+
+    def _sends(self) -> bool:
+        return self.device.local_rank == 0 and is_remote(self.config.run.train_url)
+
+    def _send(self) -> None:
+        if self._sender is None:
+            self._sender = ResultSender(self._moxing, Path(self.output_folder), self.config.run.train_url)
+        self._sender.send()
+
+
+def copy_file(moxing: ModuleType, url: str, place: Path) -> None:
+    """Copy one object to the file `place`; raises `UserError` unless all of it arrived."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with _errors_of(url):
+        moxing.file.copy(url, str(place))
+        expected = moxing.file.get_size(url)
+    arrived = place.stat().st_size if place.exists() else 0
+    if arrived != expected:
+        raise UserError(f"moxing: {url} has {expected} bytes, of which {arrived} arrived")
+
+
+def copy_folder(moxing: ModuleType, url: str, place: Path) -> None:
+    """Copy a folder of objects to `place`; raises `UserError` unless all of it arrived.
+
+    Checked by every name and the sum of sizes: a copy can return after a part of the files, or with parts of files.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    with _errors_of(url):
+        moxing.file.copy_parallel(url, str(place), threads=16)
+        names = moxing.file.list_directory(url, recursive=True)
+        expected = moxing.file.get_size(url, recursive=True)
+    if not names:
+        raise UserError(f"moxing: {url} is empty or does not exist")
+    missing = [name for name in names if not (place / name).exists()]
+    if missing:
+        raise UserError(f"moxing: {len(missing)} files of {url} did not arrive, the first: {missing[0]}")
+    arrived = sum((place / name).stat().st_size for name in names if (place / name).is_file())
+    if arrived != expected:
+        raise UserError(f"moxing: {url} has {expected} bytes, of which {arrived} arrived")
+
+
+@contextlib.contextmanager
+def _errors_of(url: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"moxing: {url}: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+class ResultSender:
+    """Sends a growing folder of results to object storage: each time what is new or has changed, checked by size."""
+
+    def __init__(self, moxing: ModuleType, folder: Path, url: str) -> None:
+        self._moxing = moxing
+        self._folder = folder
+        self._url = url.rstrip("/")
+        self._sent: dict[str, tuple[int, int]] = {}  # file -> size and time of change when it was sent
+
+    def send(self) -> None:
+        """Send what has not been sent.
+
+        Raises:
+            UserError: moxing failed, or a file did not arrive in whole; what did is not sent again.
+        """
+        changed = {name: state for name, state in _files(self._folder).items() if self._sent.get(name) != state}
+        if not changed:
+            return
+        with _errors_of(self._url):  # in threads: a process of a running job must not be forked
+            self._moxing.file.copy_parallel(
+                str(self._folder), self._url, file_list=sorted(changed), threads=4, is_processing=False
+            )
+            arrived = {name: self._moxing.file.get_size(f"{self._url}/{name}") for name in changed}
+        now = _files(self._folder)
+        wrong = []
+        for name, state in changed.items():
+            if now.get(name) != state:  # written to or removed meanwhile: the next round takes it
+                continue
+            if arrived[name] == state[0]:
+                self._sent[name] = state
+            else:
+                wrong.append(name)
+        if wrong:
+            raise UserError(f"moxing: {len(wrong)} files did not arrive in whole, the first: {self._url}/{wrong[0]}")
+
+
+def _files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of every file in `folder`, by relative path; drafts (.tmp) are left out."""
+    files: dict[str, tuple[int, int]] = {}
+    for path in folder.rglob("*"):
+        try:
+            if path.suffix != ".tmp" and path.is_file():
+                status = path.stat()
+                files[path.relative_to(folder).as_posix()] = (status.st_size, status.st_mtime_ns)
+        except OSError:  # removed while we look
+            continue
+    return files
