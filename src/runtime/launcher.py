@@ -75,7 +75,7 @@ def launch_if_needed(config: Config, argv: Sequence[str], script: Optional[str] 
         return None
     if run.device_num == 1:
         return None
-    log_folder = Path(resolve_output_folder(config, os.environ)) / "log"
+    log_folder = Path(resolve_output_folder(config)) / "log"
     log_folder.mkdir(parents=True, exist_ok=True)
     setup_logging(0)
     command = [sys.executable, script or os.path.abspath(sys.argv[0]), *argv]
@@ -220,8 +220,8 @@ class _Job:
             code = 128 - code
         else:
             how = f"failed with exit code {code}"
-        if code == 128 + signal.SIGTERM and self.run_config.node_num > 1:
-            how += ", which is how MindSpore ends a worker that has lost another server: see the logs of the others"
+        if self.run_config.node_num > 1:
+            how += " (a worker also fails when it has lost another server: see the logs of the others)"
         lines = processes.last_lines(worker.log, worker.log_start, LAST_LINES)
         quoted = "" if worker is self.workers[0] or not lines else ":\n" + "\n".join(f"    {line}" for line in lines)
         logger.error("%s %s; the other workers are ended; its log: %s%s", worker.name, how, worker.log, quoted)

@@ -32,13 +32,13 @@ def detect_platform(run_openi: bool, environ: Mapping[str, str]) -> str:
     return MOXING if run_openi else LOCAL
 
 
-def on_cloud_platform(environ: Mapping[str, str]) -> bool:
+def on_cloud_platform(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether the environment alone shows a cloud platform, whose unknown flags are then tolerated."""
     return detect_platform(False, environ) != LOCAL
 
 
-def resolve_output_folder(config: Config, environ: Mapping[str, str]) -> str:
-    """Local folder for the job's results; known before any storage is opened, so that the launcher can log there.
+def resolve_output_folder(config: Config, environ: Mapping[str, str] = os.environ) -> str:
+    """Local folder for the job's results; known before any storage is opened, for the log.
 
     Raises:
         UserError: c2net without LOCAL_OUTPUT_PATH.
@@ -106,12 +106,22 @@ class Storage:
             self._data_folder = self._find_data()
         return self._data_folder
 
-    def fetch(self, path: Optional[str]) -> Optional[str]:
-        """Local path of a checkpoint that may lie on the platform's storage. For `pretrained` and `resume`.
+    def pretrained(self) -> Optional[str]:
+        """Local path of the weights to start from: config.run.pretrained, or what the platform's flags name, or None.
 
-        None stays None, unless the platform's flags name a checkpoint. "auto" stays "auto", after the checkpoints of an
-        earlier job with the same train_url have been brought to `output_folder`. Every rank must call it.
+        Every rank must call it.
         """
+        return self._fetch(self.config.run.pretrained)
+
+    def resume(self) -> Optional[str]:
+        """Local form of config.run.resume: None, "auto", or a path. Every rank must call it.
+
+        With "auto", the checkpoints of an earlier job that wrote to the same train_url are brought to `output_folder`
+        first.
+        """
+        return self._fetch(self.config.run.resume)
+
+    def _fetch(self, path: Optional[str]) -> Optional[str]:
         return path
 
     def send_results(self) -> None:

@@ -135,8 +135,8 @@ class C2netStorage(Storage):
             return names
         return [archive_stem(name) if name.endswith(_UNPACKED_BY_C2NET) else name for name in names]
 
-    def fetch(self, path: Optional[str]) -> Optional[str]:
-        """See `Storage.fetch`; a name that does not exist here is looked for among the task's models."""
+    def _fetch(self, path: Optional[str]) -> Optional[str]:
+        """A name that does not exist here is looked for among the models chosen for the task."""
         models = os.environ.get("LOCAL_PRETRAIN_MODEL_PATH", "")
         if path is None or path == "auto" or os.path.exists(path) or not models:
             return path

@@ -134,13 +134,17 @@ class MoxingStorage(Storage):
         else:
             copy_folder(self._moxing, source.url, place)
 
-    def fetch(self, path: Optional[str]) -> Optional[str]:
-        """See `Storage.fetch`; without a path, the checkpoint that the platform's flags name, if any."""
-        if path == "auto":
-            if is_remote(self.config.run.train_url):
-                self._once_per_machine("checkpoints", self._bring_results)
-            return path
-        url = path or self._flagged_checkpoint()
+    def pretrained(self) -> Optional[str]:
+        """See `Storage.pretrained`."""
+        return self._fetch(self.config.run.pretrained or self._flagged_checkpoint())
+
+    def resume(self) -> Optional[str]:
+        """See `Storage.resume`."""
+        if self.config.run.resume == "auto" and is_remote(self.config.run.train_url):
+            self._once_per_machine("checkpoints", self._bring_results)
+        return self._fetch(self.config.run.resume)
+
+    def _fetch(self, url: Optional[str]) -> Optional[str]:
         if url is None or not is_remote(url):
             return url
         self._moxing = self._moxing or import_moxing()
@@ -154,8 +158,10 @@ class MoxingStorage(Storage):
         for flag in ("ckpt_url", "pretrain_url"):
             value = self.flags.get(flag, "")
             if value.startswith("["):  # OpenI's newer form: a JSON list of models
-                entries = json.loads(value)
-                value = entries[0]["model_url"] if entries else ""
+                try:
+                    value = next((entry["model_url"] for entry in json.loads(value)), "")
+                except (ValueError, TypeError, KeyError):
+                    raise UserError(f"{flag}: not a JSON list of objects with model_url: {value[:120]}") from None
             if value:
                 return value
         return None

@@ -1,0 +1,71 @@
+"""The process group of one process: every function is there and changes nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from src.config import load_config
+from src.errors import UserError
+from src.runtime import device as device_module
+from src.runtime.device import all_reduce_sum, barrier, broadcast_parameters, setup_device, shutdown
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def test_setup_on_cpu() -> None:
+    device = setup_device(load_config({"device_target": "CPU"}).run)
+    assert (device.rank, device.world_size, device.local_rank, device.local_size) == (0, 1, 0, 1)
+    assert device.is_main and device.target == "CPU"
+    assert ms.get_context("mode") == ms.GRAPH_MODE
+
+
+def test_functions_are_identities() -> None:
+    values = np.array([[1.5, -2.0]], np.float32)
+    summed = all_reduce_sum(values)
+    assert summed.dtype == np.float32 and (summed == values).all() and summed is not values
+    parameter = ms.Parameter(ms.Tensor([3, 4], ms.int32), name="p")
+    broadcast_parameters([parameter])
+    assert parameter.asnumpy().tolist() == [3, 4]
+    barrier("nothing to wait for", timeout=0.0)
+    shutdown()
+
+
+def test_missing_device_is_one_clear_error() -> None:
+    with pytest.raises(UserError, match="device_target: Ascend .* use --device_target CPU") as caught:
+        setup_device(load_config({"device_target": "Ascend"}).run)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_devices_without_workers() -> None:
+    with pytest.raises(UserError, match="device_num: 2, but no workers were started"):
+        setup_device(load_config({"device_target": "CPU", "device_num": 2}).run)
+
+
+def test_importing_the_runtime_imports_no_framework() -> None:
+    modules = "environment, launcher, device, logging, storage, storage_moxing, storage_c2net, compat"
+    code = (
+        f"import sys; from src.runtime import {modules}; sys.exit('mindspore' in sys.modules or 'c2net' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+def test_a_wait_that_never_ends_ends_the_process() -> None:
+    code = (
+        "import time, logging; logging.basicConfig()\n"
+        "from src.runtime.device import waiting\n"
+        "with waiting('the moon', 1.0): time.sleep(60)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
+    assert result.returncode == device_module.TIMEOUT_EXIT_CODE
+    assert "rank 0 waited 1 s for the moon and gives up" in result.stderr
+
+
+def test_a_wait_that_ends_is_left_alone() -> None:
+    code = "import time\nfrom src.runtime.device import waiting\nwith waiting('nothing', 0.2): pass\ntime.sleep(0.5)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=30).returncode == 0
