@@ -10,15 +10,18 @@ from typing import Any, Optional
 
 from src.config import Config, ConfigError, config_from_command_line
 from src.errors import run_main
+from src.runtime.storage import on_cloud_platform, open_storage
 from src.trainers.paths import check_input_files
 
 
 def main() -> Optional[int]:
     """Read the command line, start workers if several devices are asked for, else evaluate in this process."""
-    config, unknown_arguments = config_from_command_line(sys.argv[1:], __doc__)
+    in_cloud = on_cloud_platform()
+    config, unknown_arguments = config_from_command_line(sys.argv[1:], __doc__, tolerate_unknown=in_cloud)
     if config.run.pretrained is None:
         raise ConfigError("pretrained: eval.py needs a checkpoint; give --pretrained CKPT")
-    check_input_files(config.run)
+    if not (in_cloud or config.run.run_openi):
+        check_input_files(config.run)
 
     from src.runtime.launcher import launch_if_needed
 
@@ -30,24 +33,22 @@ def run_worker(config: Config, unknown_arguments: list[str]) -> int:
     """The job of one process: device, data, network, figures."""
     from src.runtime.device import setup_device, shutdown
     from src.runtime.logging import setup_logging
-    from src.runtime.storage import open_storage
 
     device = setup_device(config.run)
     setup_logging(device)
-    storage = open_storage(config, device, unknown_arguments)
-    accuracy = run_evaluation(config, device, storage.data_folder())
-    if device.is_main:
-        report(accuracy, config.run.json)
-    shutdown()
+    with open_storage(config, device, unknown_arguments) as storage:
+        accuracy = run_evaluation(storage.local_config(), device, storage.data_folder())
+        if device.is_main:
+            report(accuracy, config.run.json)
+        shutdown()
     return 0
 
 
 def run_evaluation(config: Config, device: Any, data_folder: str) -> Any:
     """Accuracy of the checkpoint over all images of val, on all ranks together."""
-    from src.models import create_model
-
     from src.data import EvalData, check_data
     from src.evaluation import EvalStep, evaluate
+    from src.models import create_model
     from src.runtime.precision import apply_precision
     from src.trainers.pretrained import assign_weights, read_weights
 

@@ -7,13 +7,15 @@ from typing import Any, Optional
 
 from src.config import Config, config_from_command_line
 from src.errors import run_main
+from src.runtime.storage import on_cloud_platform, open_storage, resolve_output_folder
 from src.trainers.paths import check_input_files
 
 
 def main() -> Optional[int]:
     """Read the command line, start workers if several devices are asked for, else train in this process."""
-    config, unknown_arguments = config_from_command_line(sys.argv[1:], __doc__)
-    if not config.run.run_openi:
+    in_cloud = on_cloud_platform()
+    config, unknown_arguments = config_from_command_line(sys.argv[1:], __doc__, tolerate_unknown=in_cloud)
+    if not (in_cloud or config.run.run_openi):
         check_input_files(config.run)
 
     from src.runtime.launcher import launch_if_needed
@@ -28,17 +30,13 @@ def run_worker(config: Config, unknown_arguments: list[str]) -> int:
     from src.runtime.compat import check_versions
     from src.runtime.device import setup_device, shutdown
     from src.runtime.logging import setup_logging
-    from src.runtime.storage import open_storage
 
     device = setup_device(config.run)
-    setup_logging(device, config.run.train_url)
+    setup_logging(device, resolve_output_folder(config))
     check_versions()
-    storage = open_storage(config, device, unknown_arguments)
-    try:
-        exit_code = train(config, device, storage)
-    finally:
-        storage.close()
-    shutdown()
+    with open_storage(config, device, unknown_arguments) as storage:  # leaving it sends the results, also on an error
+        exit_code = train(storage.local_config(), device, storage)
+        shutdown()
     return exit_code
 
 
