@@ -68,5 +68,5 @@ def last_lines(path: Path, start: int, count: int) -> list[str]:
     with open(path, "rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(start, size - 65536))
-        text = stream.read().decode("utf-8", "replace")
+        text = _FRAMEWORK_NOTE.sub("", stream.read().decode("utf-8", "replace"))
     return [line for line in text.splitlines() if line.strip()][-count:]

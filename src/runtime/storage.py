@@ -6,6 +6,7 @@ job runs on such a platform.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -120,6 +121,11 @@ class Storage:
         first.
         """
         return self._fetch(self.config.run.resume)
+
+    def local_config(self) -> Config:
+        """The job's configuration with `pretrained` and `resume` as paths of this machine. Every rank must call it."""
+        run = dataclasses.replace(self.config.run, pretrained=self.pretrained(), resume=self.resume())
+        return dataclasses.replace(self.config, run=run)
 
     def _fetch(self, path: Optional[str]) -> Optional[str]:
         return path
