@@ -91,6 +91,7 @@ class DataConfig:
     batch_size: int = key(64, "images per device and step", low=1)
     eval_batch_size: Optional[int] = key(None, "images per device in evaluation; none: batch_size", low=1)
     num_parallel_workers: int = key(8, "workers that read and augment images, per device", low=1)
+    worker_processes: bool = key(False, "each such worker is a process instead of a thread; the batches are the same")
     crop_ratio: float = key(0.875, "evaluation: centre crop over the resized shorter side", above=0.0, high=1.0)
     image_mean: tuple[float, ...] = key((0.485, 0.456, 0.406), "mean per channel, of pixels in 0..1", length=3)
     image_std: tuple[float, ...] = key((0.229, 0.224, 0.225), "deviation per channel", length=3, above=0.0)

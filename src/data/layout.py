@@ -62,7 +62,7 @@ def _find_root(data_folder: str, splits: Sequence[str]) -> str:
 
 
 def _folder_layout(root: str, splits: Sequence[str]) -> DataLayout:
-    """Splits with one folder per class; labels follow the sorted names of train's folders (val's if there is no train)."""
+    """Splits with one folder per class; labels follow train's sorted folder names (val's without a train)."""
     train_folder = os.path.join(root, "train")
     names_from = train_folder if os.path.isdir(train_folder) else os.path.join(root, splits[0])
     class_names = _class_folders(names_from)

@@ -10,8 +10,10 @@ import numpy as np
 from PIL import Image
 
 from src.config.schema import AugmentConfig, Config, DataConfig
+from src.data.augment.color_jitter import color_jitter
 from src.data.augment.crop import INTERPOLATIONS, draw_crop, draw_interpolation, eval_crop, resized_crop
 from src.data.augment.mixup import apply_mix, draw_mix, mixed_targets
+from src.data.augment.rand_augment import RandAugment, parse_policy
 from src.data.augment.random_erasing import draw_erasures, erase
 from src.data.decode import UnreadableImage, decode_rgb, read_file
 from src.data.randomness import BATCH, SAMPLE, generator
@@ -40,40 +42,46 @@ class TrainPipeline:
     ) -> None:
         self._augment = augment
         self._normalize = Normalizer(data)
-        self._image_hw = image_hw
+        self.image_hw = image_hw
         self._num_classes = num_classes
         self._seed = seed
+        self._rand_augment = None
+        if augment.auto_augment != "none":
+            policy = parse_policy(augment.auto_augment)
+            self._rand_augment = RandAugment(policy, augment.interpolation, data.image_mean)
 
-    def sample(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Crop, flip and augment one decoded image; `rng` is the sample's own generator."""
+    def sample_rng(self, epoch: int, index: int) -> np.random.Generator:
+        """The generator for everything that is random about one sample, to be used in the order below."""
+        return generator(self._seed, epoch, index, SAMPLE)
+
+    def crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Random resized crop and flip."""
         augment = self._augment
         box = draw_crop(*image.size, augment.crop_scale, augment.crop_aspect, rng)
-        image = resized_crop(image, box, self._image_hw, draw_interpolation(augment.interpolation, rng))
+        image = resized_crop(image, box, self.image_hw, draw_interpolation(augment.interpolation, rng))
         if rng.random() < augment.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image
 
-    def sample_rng(self, epoch: int, index: int) -> np.random.Generator:
-        return generator(self._seed, epoch, index, SAMPLE)
+    def augment(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """RandAugment, or colour jitter without one."""
+        if self._rand_augment is None:
+            return color_jitter(image, self._augment.color_jitter, rng)
+        return self._rand_augment(image, rng)
 
-    def batch(
-        self,
-        images: list[Image.Image],
-        rngs: list[np.random.Generator],
-        labels: np.ndarray,
-        epoch: int,
-        batch_index: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Normalise, erase and mix: float32 (B, 3, H, W) and targets float32 (B, num_classes)."""
+    def normalize(self, image: Image.Image, rng: np.random.Generator, out_CHW: np.ndarray) -> None:
+        """Normalise into `out_CHW` and erase there."""
         augment = self._augment
-        height, width = self._image_hw
-        pixels = np.empty((len(images), 3, height, width), dtype=np.float32)
-        for image, rng, out in zip(images, rngs, pixels):
-            self._normalize(np.asarray(image), out)
-            erase(out, draw_erasures(height, width, augment.re_prob, augment.re_count, rng), augment.re_mode, rng)
-        mix = draw_mix(augment, len(images), self._image_hw, generator(self._seed, epoch, batch_index, BATCH))
-        apply_mix(pixels, mix)
-        return pixels, mixed_targets(labels, mix.lam, self._num_classes, augment.label_smoothing)
+        self._normalize(np.asarray(image), out_CHW)
+        rectangles = draw_erasures(*self.image_hw, augment.re_prob, augment.re_count, rng)
+        erase(out_CHW, rectangles, augment.re_mode, rng)
+
+    def mix(self, images: np.ndarray, labels: np.ndarray, epoch: int, batch_index: int) -> np.ndarray:
+        """Mix images (B, 3, H, W) in place; the targets, float32 (B, num_classes), mixed and smoothed."""
+        rng = generator(self._seed, epoch, batch_index, BATCH)
+        mix = draw_mix(self._augment, len(images), self.image_hw, rng)
+        apply_mix(images, mix)
+        return mixed_targets(labels, mix.lam, self._num_classes, self._augment.label_smoothing)
 
 
 class EvalPipeline:
@@ -84,10 +92,10 @@ class EvalPipeline:
         self._resample = INTERPOLATIONS.get(augment.interpolation, Image.Resampling.BICUBIC)
         self._crop_ratio = data.crop_ratio
         self._normalize = Normalizer(data)
-        self._image_hw = image_hw
+        self.image_hw = image_hw
 
     def __call__(self, image: Image.Image, out_CHW: np.ndarray) -> None:
-        cropped = eval_crop(image, self._image_hw, self._crop_ratio, self._resample)
+        cropped = eval_crop(image, self.image_hw, self._crop_ratio, self._resample)
         self._normalize(np.asarray(cropped), out_CHW)
 
 

@@ -1,0 +1,158 @@
+"""The operations of RandAugment on 8-bit RGB Pillow images, with explicit parameters; nothing here is random.
+
+Shear and translation move each row (or column) by an offset of its own, so they are one-dimensional interpolations:
+done as such in NumPy they take a third of the time of Pillow's general affine transform, whose taps, weights, borders
+and truncation they repeat.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+Colour = tuple[int, int, int]
+
+
+def auto_contrast(image: Image.Image) -> Image.Image:
+    """Stretch each channel to 0..255."""
+    return ImageOps.autocontrast(image)
+
+
+def equalize(image: Image.Image) -> Image.Image:
+    """Equalize the histogram of each channel."""
+    return ImageOps.equalize(image)
+
+
+def invert(image: Image.Image) -> Image.Image:
+    """255 - pixel."""
+    return ImageOps.invert(image)
+
+
+def posterize(image: Image.Image, bits: int) -> Image.Image:
+    """Keep the upper `bits` bits, 0..8; 0 gives black, which Pillow's own function refuses from release 12 on."""
+    if bits >= 8:
+        return image
+    kept = 0xFF & ~(2 ** (8 - bits) - 1)
+    return image.point([value & kept for value in range(256)] * 3)
+
+
+def solarize(image: Image.Image, threshold: int) -> Image.Image:
+    """Invert pixels of at least `threshold`, 0..256."""
+    return ImageOps.solarize(image, threshold)
+
+
+def solarize_add(image: Image.Image, add: int) -> Image.Image:
+    """Add to pixels below 128, saturating."""
+    return image.point([min(255, value + add) if value < 128 else value for value in range(256)] * 3)
+
+
+def color(image: Image.Image, factor: float) -> Image.Image:
+    """Saturation: 0 grey, 1 unchanged."""
+    return ImageEnhance.Color(image).enhance(factor)
+
+
+def contrast(image: Image.Image, factor: float) -> Image.Image:
+    """Distance from the mean grey: 0 flat, 1 unchanged."""
+    return ImageEnhance.Contrast(image).enhance(factor)
+
+
+def brightness(image: Image.Image, factor: float) -> Image.Image:
+    """0 black, 1 unchanged."""
+    return ImageEnhance.Brightness(image).enhance(factor)
+
+
+def sharpness(image: Image.Image, factor: float) -> Image.Image:
+    """0 smoothed, 1 unchanged, more sharpens."""
+    return ImageEnhance.Sharpness(image).enhance(factor)
+
+
+def rotate(image: Image.Image, degrees: float, resample: Image.Resampling, fill: Colour) -> Image.Image:
+    """Rotate counter-clockwise about the centre; the size stays."""
+    return image.rotate(degrees, resample=resample, fillcolor=fill)
+
+
+def shear_x(image: Image.Image, factor: float, resample: Image.Resampling, fill: Colour) -> Image.Image:
+    """Output (x, y) shows input (x + factor * y, y)."""
+    return _shift_rows(image, factor * (np.arange(image.height) + 0.5), resample, fill)
+
+
+def shear_y(image: Image.Image, factor: float, resample: Image.Resampling, fill: Colour) -> Image.Image:
+    """Output (x, y) shows input (x, y + factor * x)."""
+    return _transposed(shear_x, image, factor, resample, fill)
+
+
+def translate_x(image: Image.Image, share: float, resample: Image.Resampling, fill: Colour) -> Image.Image:
+    """Output (x, y) shows input (x + share * width, y)."""
+    return _shift_rows(image, np.full(image.height, share * image.width), resample, fill)
+
+
+def translate_y(image: Image.Image, share: float, resample: Image.Resampling, fill: Colour) -> Image.Image:
+    """Output (x, y) shows input (x, y + share * height)."""
+    return _transposed(translate_x, image, share, resample, fill)
+
+
+def _transposed(
+    operation: Callable[..., Image.Image], image: Image.Image, value: float, resample: Image.Resampling, fill: Colour
+) -> Image.Image:
+    turned = operation(image.transpose(Image.Transpose.TRANSPOSE), value, resample, fill)
+    return turned.transpose(Image.Transpose.TRANSPOSE)
+
+
+def _shift_rows(image: Image.Image, shift_H: np.ndarray, resample: Image.Resampling, fill: Colour) -> Image.Image:
+    """Output (x, y) shows input (x + shift_H[y], y), interpolated along x; beyond the image it shows `fill`."""
+    pixels_HWC = np.asarray(image)
+    height, width, channels = pixels_HWC.shape
+    # A row moved by more than its width shows nothing of it, however far it went.
+    shift_H = np.clip(shift_H, -width - 1, width + 1)
+    whole_H = np.floor(shift_H).astype(np.int64)
+    weights = _tap_weights((shift_H - whole_H).astype(np.float32), resample)
+
+    # Rows with their edge pixels repeated to both sides, so that one slice per row holds all taps of all its outputs.
+    taps = len(weights)
+    left, right = max(-int(whole_H.min()), 0) + taps, max(int(whole_H.max()), 0) + taps
+    padded = np.empty((height, left + width + right, channels), dtype=np.uint8)
+    padded[:, left : left + width] = pixels_HWC
+    padded[:, :left] = pixels_HWC[:, :1]
+    padded[:, left + width :] = pixels_HWC[:, -1:]
+    windows = _windows(padded.reshape(height, -1), (width + taps - 1) * channels)
+    starts_H = (whole_H + left + 1 - taps // 2) * channels
+
+    moved = np.empty_like(pixels_HWC)
+    for top in range(0, height, _ROWS):
+        rows = np.arange(top, min(top + _ROWS, height))
+        values = windows[rows, starts_H[rows]].astype(np.float32)
+        total = weights[0, rows] * values[:, : width * channels]
+        scratch = np.empty_like(total)
+        for tap in range(1, taps):
+            start = tap * channels
+            np.multiply(weights[tap, rows], values[:, start : start + width * channels], out=scratch)
+            total += scratch
+        np.clip(total, 0, 255, out=total)
+        moved.reshape(height, -1)[rows[0] : rows[-1] + 1] = total  # truncates, as Pillow does
+
+    column = np.arange(width)
+    first_H, end_H = np.ceil(-0.5 - shift_H), np.ceil(width - 0.5 - shift_H)
+    moved[(column < first_H[:, None]) | (column >= end_H[:, None])] = fill
+    return Image.fromarray(moved)
+
+
+# Rows interpolated at a time: few enough that the intermediate arrays stay in the processor's cache.
+_ROWS = 224
+
+
+def _windows(rows: np.ndarray, span: int) -> np.ndarray:
+    """View (H, starts, span) of all slices of `span` entries in each row of contiguous `rows` (H, N)."""
+    height, length = rows.shape
+    shape, strides = (height, length - span + 1, span), (*rows.strides, rows.strides[1])
+    return np.lib.stride_tricks.as_strided(rows, shape, strides, writeable=False)
+
+
+def _tap_weights(fraction_H: np.ndarray, resample: Image.Resampling) -> np.ndarray:
+    """Weights float32 (taps, H, 1) of consecutive pixels; Pillow's transform uses the cubic with a = -1 (not -0.5)."""
+    d = fraction_H[:, None]
+    if resample == Image.Resampling.BILINEAR:
+        return np.stack([1 - d, d])
+    square, cube = d * d, d * d * d
+    return np.stack([-d + 2 * square - cube, 1 - 2 * square + cube, d + square - cube, cube - square])

@@ -1,0 +1,115 @@
+"""Mixup and CutMix: what is drawn, and that pixels and targets are mixed in the same shares."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from src.config.schema import AugmentConfig, Config
+from src.data.augment.mixup import Mix, apply_mix, draw_mix, mixed_targets
+from src.data.randomness import BATCH, generator
+
+HW = (32, 48)
+
+
+@pytest.fixture
+def augment(make_config: Callable[..., Config]) -> Callable[..., AugmentConfig]:
+    return lambda **changes: make_config(**changes).augment
+
+
+def _draws(augment: AugmentConfig, batches: int = 3000, batch: int = 4, hw: tuple[int, int] = HW) -> list[Mix]:
+    return [draw_mix(augment, batch, hw, generator(0, 0, index, BATCH)) for index in range(batches)]
+
+
+def test_mixup_lambda_is_beta(augment: Callable[..., AugmentConfig]) -> None:
+    mixes = _draws(augment(cutmix=0.0, mix_up=0.8))
+    assert all((mix.lam == mix.lam[0]).all() and mix.boxes == (None,) * 4 for mix in mixes)
+    assert stats.kstest([mix.lam[0] for mix in mixes], stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
+
+
+def test_cutmix_lambda_is_the_area_outside_its_box(augment: Callable[..., AugmentConfig]) -> None:
+    for mix in _draws(augment(mix_up=0.0, cutmix=1.0)):
+        top, left, bottom, right = mix.boxes[0]
+        assert 0 <= top <= bottom <= HW[0] and 0 <= left <= right <= HW[1]
+        assert mix.lam[0] == pytest.approx(1 - (bottom - top) * (right - left) / (HW[0] * HW[1]), abs=1e-6)
+
+
+def test_cutmix_boxes_are_centred_evenly_and_sized_by_beta(augment: Callable[..., AugmentConfig]) -> None:
+    side = 1000
+    boxes = np.array([mix.boxes[0] for mix in _draws(augment(mix_up=0.0, cutmix=1.0), hw=(side, side))])
+    top, left, bottom, right = boxes.T
+    # Boxes that no border clips show the lambda that was drawn; with alpha 1 it is uniform, given that it is not
+    # clipped. A box of side share r = sqrt(1 - lambda), density 2r, is whole with probability (1 - r)^2: beta(2, 3).
+    whole = (top > 0) & (left > 0) & (bottom < side) & (right < side)
+    share = (bottom - top)[whole] / side
+    assert stats.kstest(share + 0.5 / side, stats.beta(2, 3).cdf).pvalue > 1e-3
+    centre = (top + bottom)[whole] / 2 / side
+    # Given its size a whole box is anywhere it fits, evenly.
+    assert stats.kstest((centre - share / 2) / (1 - share), stats.uniform().cdf).pvalue > 1e-3
+
+
+def test_probability_and_switch(augment: Callable[..., AugmentConfig]) -> None:
+    mixes = _draws(augment(mixup_prob=0.7, switch_prob=0.3))
+    mixed = [mix for mix in mixes if mix.lam[0] != 1.0 or mix.boxes[0] is not None]
+    assert stats.binomtest(len(mixed), len(mixes), 0.7).pvalue > 1e-3
+    cut = sum(mix.boxes[0] is not None for mix in mixed)
+    assert stats.binomtest(cut, len(mixed), 0.3).pvalue > 1e-3
+
+
+def test_off_means_untouched_one_hot(augment: Callable[..., AugmentConfig]) -> None:
+    mix = draw_mix(augment(mix_up=0.0, cutmix=0.0), 3, HW, generator(0, 0, 0, BATCH))
+    images = np.random.default_rng(0).random((3, 3, *HW)).astype(np.float32)
+    before = images.copy()
+    apply_mix(images, mix)
+    assert (images == before).all()
+    assert (mixed_targets(np.array([2, 0, 1]), mix.lam, 3, 0.0) == np.eye(3)[[2, 0, 1]]).all()
+
+
+@pytest.mark.parametrize("mode", ("batch", "pair", "elem"))
+def test_modes_share_draws_as_they_should(augment: Callable[..., AugmentConfig], mode: str) -> None:
+    mix = draw_mix(augment(mixup_mode=mode), 8, HW, generator(0, 0, 1, BATCH))
+    distinct = {"batch": 1, "pair": 4, "elem": 8}[mode]
+    assert len(np.unique(mix.lam)) == distinct
+    if mode != "elem":
+        assert (mix.lam == mix.lam[::-1]).all()
+        assert mix.boxes == mix.boxes[::-1]
+
+
+def _reference(images: np.ndarray, mix: Mix) -> np.ndarray:
+    """The definition, image by image from untouched sources."""
+    out = images.copy()
+    for i, (lam, box) in enumerate(zip(mix.lam, mix.boxes)):
+        partner = images[len(images) - 1 - i]
+        if box is None:
+            out[i] = lam * images[i] + (1 - lam) * partner
+        else:
+            top, left, bottom, right = box
+            out[i, :, top:bottom, left:right] = partner[:, top:bottom, left:right]
+    return out
+
+
+@pytest.mark.parametrize("mode", ("batch", "pair", "elem"))
+def test_pixels_follow_the_definition(augment: Callable[..., AugmentConfig], mode: str) -> None:
+    images = np.random.default_rng(0).standard_normal((6, 3, *HW)).astype(np.float32)
+    for seed in range(20):
+        mix = draw_mix(augment(mixup_mode=mode, mixup_prob=0.8), 6, HW, generator(seed, 0, 0, BATCH))
+        mixed = images.copy()
+        apply_mix(mixed, mix)
+        np.testing.assert_allclose(mixed, _reference(images, mix), atol=2e-6)
+
+
+@pytest.mark.parametrize("smoothing", (0.0, 0.1))
+@pytest.mark.parametrize("mode", ("batch", "pair", "elem"))
+def test_targets(augment: Callable[..., AugmentConfig], mode: str, smoothing: float) -> None:
+    labels = np.array([4, 0, 1, 1, 2, 4])  # the middle pair and the outer one are of one class each
+    mix = draw_mix(augment(mixup_mode=mode), 6, HW, generator(3, 0, 0, BATCH))
+    targets = mixed_targets(labels, mix.lam, 5, smoothing)
+    assert targets.dtype == np.float32 and targets.shape == (6, 5)
+    np.testing.assert_allclose(targets.sum(axis=1), 1.0, atol=1e-6)
+    own = np.full((6, 5), smoothing / 5)
+    own[np.arange(6), labels] += 1 - smoothing
+    expected = mix.lam[:, None] * own + (1 - mix.lam[:, None]) * own[::-1]
+    np.testing.assert_allclose(targets, expected, atol=1e-6)
