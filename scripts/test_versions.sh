@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Usage: bash scripts/test_versions.sh [VERSION ...]
+# Runs a quick set of tests on each MindSpore version (default: 2.7.0 2.7.2 2.8.0), each in a virtual environment of its
+# own under .venv-versions/ (made once; about 1.5 GB each). FOCAL_PYTHON names the Python to start from (3.9 to 3.11:
+# those that all three versions have wheels for). Prints a table; the exit code is 1 if any version failed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+versions=("$@")
+[ ${#versions[@]} -gt 0 ] || versions=(2.7.0 2.7.2 2.8.0)
+
+# What a cloud job does: read a configuration, build and run a network, train, save, resume, on one and on two devices.
+quick_tests=(
+    tests/unit/config
+    tests/unit/runtime
+    tests/unit/models
+    tests/unit/trainers
+    tests/integration/test_versions_quick.py
+)
+
+base_python="${FOCAL_PYTHON:-}"
+if [ -z "$base_python" ]; then
+    for candidate in python3.11 python3.10 python3.9 python3 python; do
+        if command -v "$candidate" >/dev/null 2>&1 &&
+            "$candidate" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))' >/dev/null 2>&1; then
+            base_python="$candidate"
+            break
+        fi
+    done
+fi
+[ -n "$base_python" ] || {
+    echo "error: no Python of version 3.9 to 3.11 found; name one: FOCAL_PYTHON=/path/to/python bash $0" >&2
+    exit 2
+}
+
+prepare() { # version -> path of the interpreter with that MindSpore
+    local venv=".venv-versions/$1"
+    if [ ! -f "$venv/complete" ]; then
+        rm -rf "$venv"
+        "$base_python" -m venv "$venv"
+        sed "s/^mindspore==.*/mindspore==$1/" requirements.txt >"$venv/requirements.txt"
+        sed "s|^-r requirements.txt|-r requirements.txt|; /^ruff/d" requirements-dev.txt >"$venv/requirements-dev.txt"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$venv/requirements-dev.txt" >&2
+        touch "$venv/complete"
+    fi
+    echo "$venv/bin/python"
+}
+
+existing=()
+for path in "${quick_tests[@]}"; do
+    [ -e "$path" ] && existing+=("$path")
+done
+failed=0
+report=""
+for version in "${versions[@]}"; do
+    echo "== MindSpore $version"
+    python="$(prepare "$version")"
+    start=$SECONDS
+    if "$python" -m pytest -q -m "not slow" "${existing[@]}" 2>&1 | tee ".venv-versions/$version.log" | tail -n 15; then
+        result=passed
+    else
+        result=FAILED
+        failed=1
+    fi
+    summary="$(grep -E '(passed|failed|error)' ".venv-versions/$version.log" | tail -n 1 | tr -d '=')"
+    report+="$version  $result  $summary  ($((SECONDS - start)) s in all)"$'\n'
+done
+printf '\n%s' "$report"
+exit $failed

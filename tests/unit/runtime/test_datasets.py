@@ -1,0 +1,94 @@
+"""Choosing among delivered datasets, and archives."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from src.errors import UserError
+from src.runtime.datasets import archive_stem, choose_dataset, unpack_archives
+
+
+def make(folder: Path) -> Path:
+    """A tiny dataset."""
+    for split in ("train", "val"):
+        (folder / split / "cat").mkdir(parents=True)
+        (folder / split / "cat" / "1.jpg").write_bytes(split.encode())
+    return folder
+
+
+def test_the_folder_itself(tmp_path: Path) -> None:
+    make(tmp_path)
+    assert choose_dataset(tmp_path, "whatever") == tmp_path
+
+
+def test_imagenet_below(tmp_path: Path) -> None:
+    make(tmp_path / "imagenet")
+    assert choose_dataset(tmp_path, "x") == tmp_path  # the data's layout knows imagenet/train
+
+
+@pytest.mark.parametrize("place", ["digits", "digits/digits"])
+def test_the_only_one(tmp_path: Path, place: str) -> None:
+    make(tmp_path / place)
+    (tmp_path / "readme.txt").write_text("x")
+    assert choose_dataset(tmp_path, "./data/imagenet") == tmp_path / place
+
+
+def test_several_need_a_name(tmp_path: Path) -> None:
+    make(tmp_path / "digits")
+    make(tmp_path / "flowers")
+    assert choose_dataset(tmp_path, "obs://bucket/flowers/") == tmp_path / "flowers"
+    with pytest.raises(UserError, match=r"several datasets \(digits, flowers\); name one of them: --data_url NAME"):
+        choose_dataset(tmp_path, "./data/imagenet")
+
+
+def test_mindrecord(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.mindrecord0").write_bytes(b"")
+    assert choose_dataset(tmp_path, "") == tmp_path / "set"
+
+
+def test_nothing_is_left_to_the_check_of_the_data(tmp_path: Path) -> None:
+    assert choose_dataset(tmp_path, "") == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"), [("a.tar.gz", "a"), ("a.tgz", "a"), ("A.ZIP", "A"), ("a.tar", "a"), ("a.jpg", ""), ("tar", "")]
+)
+def test_archive_names(name: str, stem: str) -> None:
+    assert archive_stem(name) == stem
+
+
+@pytest.mark.parametrize("kind", ["gztar", "zip"])
+def test_archives_are_unpacked_once(tmp_path: Path, kind: str) -> None:
+    source = tmp_path / "mounted"
+    source.mkdir()
+    archive = Path(shutil.make_archive(str(source / "digits"), kind, make(tmp_path / "made")))
+    assert unpack_archives(source, tmp_path / "cache")
+    image = tmp_path / "cache" / "digits" / "train" / "cat" / "1.jpg"
+    assert image.read_bytes() == b"train"
+    assert archive.exists()
+    image.write_bytes(b"changed")
+    assert unpack_archives(source, tmp_path / "cache")
+    assert image.read_bytes() == b"changed"  # not unpacked again
+
+
+def test_a_half_unpacked_archive_is_done_again(tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "digits"), "zip", make(tmp_path / "made"))
+    (tmp_path / "digits.unpacking" / "train").mkdir(parents=True)  # what a killed job leaves
+    assert unpack_archives(tmp_path, tmp_path)
+    assert (tmp_path / "digits" / "val" / "cat" / "1.jpg").read_bytes() == b"val"
+    assert not (tmp_path / "digits.unpacking").exists()
+
+
+def test_no_archives(tmp_path: Path) -> None:
+    assert not unpack_archives(tmp_path, tmp_path)
+
+
+def test_a_broken_archive_is_an_error_and_leaves_no_dataset(tmp_path: Path) -> None:
+    (tmp_path / "digits.zip").write_bytes(b"not a zip")
+    with pytest.raises(UserError, match="digits.zip"):
+        unpack_archives(tmp_path, tmp_path)
+    assert not (tmp_path / "digits").exists()
