@@ -47,7 +47,7 @@ class WindowPooling(nn.Cell):
         if self.pick is not None:
             x = self.pick(x)  # (B, s * s * P, C)
         if self.method == "max":
-            return x.reshape((batch, self.area, self.num_pooled, channels)).max(1)  # (B, P, C)
+            return ops.amax(x.reshape((batch, self.area, self.num_pooled, channels)), 1)  # (B, P, C)
         if self.method == "conv":
             weight = self.weight.reshape((channels, self.area)).transpose((1, 0)).astype(x.dtype)  # (s * s, C)
             x = x.reshape((batch, self.area, self.num_pooled, channels)) * weight.reshape((1, self.area, 1, channels))
