@@ -88,7 +88,7 @@ def evaluate(eval_step: EvalStep, data: Any, skip_unreadable: bool = False) -> A
     _check_unreadable(data, skip_unreadable)
     if sums[3] == 0:
         raise UserError("evaluation: val holds no readable image")
-    top1, top5, loss = sums[:3] / sums[3]
+    top1, top5, loss = (float(value) for value in sums[:3] / sums[3])
     return Accuracy(100 * top1, 100 * top5, loss, int(round(sums[3])), time.time() - start)
 
 

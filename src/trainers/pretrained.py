@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.errors import UserError
+from src.models.official_weights import set_key_indices
 from src.trainers.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from src.trainers.ema import PREFIX
 
@@ -17,6 +18,7 @@ logger = logging.getLogger("focal")
 
 _HEAD = ("head.weight", "head.bias")
 _NOT_WEIGHTS = ("random_counter",)  # belongs to a training, not to its result
+_KEY_INDICES = ".topk_cloest_indice_"  # version 2: which of equally close tokens are keys; of one image size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class LoadReport:
     def __str__(self) -> str:
         text = f"{len(self.loaded)} tensors loaded"
         if self.reinitialised:
-            text += f"; newly initialised, since the number of classes differs: {', '.join(self.reinitialised)}"
+            text += f"; left as initialised for this number of classes or image size: {_shorten(self.reinitialised)}"
         if self.unexpected:
             text += f"; not used: {_shorten(self.unexpected)}"
         return text
@@ -73,15 +75,17 @@ def assign_weights(network: nn.Cell, weights: dict[str, np.ndarray], source: str
         source: where they came from, for messages.
         new_head: leave a head of another number of classes as it was initialised, instead of refusing.
 
+    Version 2's key indices may be absent or of another image size; the network then keeps its own.
+
     Raises:
         UserError: a parameter of the network is missing or has another shape.
     """
     parameters = {p.name: p for p in network.get_parameters() if p.name not in _NOT_WEIGHTS}
     missing = [name for name in parameters if name not in weights]
     misshaped = [name for name in parameters if name in weights and weights[name].shape != parameters[name].shape]
-    reinitialised = []
+    reinitialised = [name for name in (*missing, *misshaped) if _KEY_INDICES in name]
     if new_head:
-        reinitialised = [name for name in _HEAD if name in misshaped or (name in missing and name in parameters)]
+        reinitialised += [name for name in _HEAD if name in misshaped or name in missing]
     problems = []
     for kind, names in (("missing", missing), ("misshaped", misshaped)):
         names = [name for name in names if name not in reinitialised]
@@ -97,7 +101,14 @@ def assign_weights(network: nn.Cell, weights: dict[str, np.ndarray], source: str
     loaded = tuple(name for name in parameters if name in weights and name not in reinitialised)
     for name in loaded:
         parameters[name].set_data(Tensor(np.asarray(weights[name]), parameters[name].dtype))
+    refresh_tables(network)
     return LoadReport(loaded, tuple(reinitialised), unexpected)
+
+
+def refresh_tables(network: nn.Cell) -> None:
+    """Rebuild what a network derived from parameters that have just been set (version 2's key tables)."""
+    if hasattr(network, "layers"):
+        set_key_indices(network, {})
 
 
 def _with_shapes(name: str, weights: dict, parameters: dict) -> str:

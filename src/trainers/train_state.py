@@ -13,6 +13,7 @@ from mindspore import Parameter, Tensor
 from src.config import Config, ConfigError, to_flat_dict
 from src.runtime.device import Device, all_reduce_sum, broadcast_parameters
 from src.trainers.checkpoint import Checkpoint
+from src.trainers.pretrained import refresh_tables
 from src.trainers.train_one_step import TrainOneStep
 
 logger = logging.getLogger("focal")
@@ -162,6 +163,7 @@ def _restore_tensors(checkpoint: Checkpoint, train_step: TrainOneStep, world_siz
         if name == _RANDOM_COUNTER:
             value = value * world_size
         parameter.set_data(Tensor(value, parameter.dtype))
+    refresh_tables(train_step.network)
 
 
 def share_state(train_step: TrainOneStep, progress: Optional[Progress], device: Device) -> Progress:
@@ -183,6 +185,7 @@ def share_state(train_step: TrainOneStep, progress: Optional[Progress], device: 
         progress = Progress(**{name: float(value) if name == "best_top1" else int(value)
                                for name, value in zip(names, values)})  # fmt: skip
         broadcast_parameters(_state_parameters(train_step))
+        refresh_tables(train_step.network)
     counter = train_step.random_counter
     if counter is not None and device.rank:
         counter.set_data(Tensor(int(counter.asnumpy()) + device.rank, counter.dtype))

@@ -222,7 +222,7 @@ class Training:
         if not self.device.is_main:
             return
         tensors = weights_only(collect_tensors(self.train_step, self.device.world_size), self.train_step)
-        use_ema = top1.get("ema_", -1.0) == score
+        use_ema = bool(top1.get("ema_", -1.0) == score)
         meta = {
             **make_meta(self.config, self.progress, self.device.world_size),
             "accuracy": values,

@@ -1,0 +1,113 @@
+"""Sixty steps of the product's own train step against those of the authors' network in PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+from sklearn.datasets import load_digits
+from synthetic import digits_images, digits_split, tensor_value
+
+from src.config import load_config
+from src.evaluation import EvalStep, averaged_weights
+from src.models import create_model
+from src.models.official_weights import load_official_state_dict
+from src.trainers.losses import SoftTargetCrossEntropy
+from src.trainers.optimizer import create_optimizer
+from src.trainers.train_one_step import OUTPUTS, TrainOneStep, trained_parameters
+
+REFERENCE = Path(__file__).parent / "reference"
+STEPS, BATCH = 60, 32
+
+
+@pytest.fixture(autouse=True, scope="module")
+def graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+    ms.set_device("CPU")
+
+
+def reference_config(case, **overrides):
+    """Our configuration of a reference case, with the recipe that its README states."""
+    description = json.loads((REFERENCE / f"{case}.json").read_text())
+    settings = dict(description["config"], image_size=description["config"]["img_size"])
+    del settings["img_size"]
+    settings = {name: value for name, value in settings.items() if name != "focal_topK" or description["version"] == 2}
+    recipe = {"optimizer": "adamw", "weight_decay": 0.05, "clip_global_norm_value": 5.0, "ema_decay": 0.95}
+    recipe.update(arch=f"focal_{case}", focal_version=description["version"], device_target="CPU", amp_level="O0")
+    recipe.update(loss_scale=1, is_dynamic_loss_scale=False)
+    return load_config({**settings, **recipe, **overrides})
+
+
+def build_network(config, case):
+    """Synthetic weights; among equally close tokens, those that the reference chose."""
+    network = create_model(config)
+    state = {p.name: tensor_value(p.name, tuple(p.shape)) for p in network.trainable_params()}
+    forward = np.load(REFERENCE / f"{case}.npz")
+    state.update({name[len("buffer:") :]: forward[name] for name in forward if name.startswith("buffer:")})
+    load_official_state_dict(network, state)
+    return network
+
+
+def build_step(config, case, learning_rates):
+    network = build_network(config, case)
+    weights = trained_parameters(network)
+    optimizer = create_optimizer(weights, config.optim, config.model, learning_rates)
+    return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step)
+
+
+def digits_batches():
+    train, _ = digits_split()
+    targets = np.full((1797, 10), 0.1 / 10, np.float32)
+    targets[np.arange(1797), load_digits().target] += 0.9
+    for step in range(STEPS):
+        chosen = train[(np.arange(BATCH) + BATCH * step) % 1437]
+        yield digits_images(chosen), targets[chosen]
+
+
+def run(config, case):
+    """The step after training, and its outputs (STEPS, len(OUTPUTS))."""
+    step = build_step(config, case, 1e-3 * np.minimum(1, (np.arange(STEPS) + 1) / 10))
+    rows = [[float(v.asnumpy()) for v in step(Tensor(images), Tensor(targets))] for images, targets in digits_batches()]
+    return step, np.array(rows)
+
+
+def accuracy(step):
+    """Top-1 on the held-out digits, of raw and of averaged weights."""
+    held_out = digits_split()[1]
+    eval_step = EvalStep(step.network)
+    eval_step.set_train(False)
+    images, labels = Tensor(digits_images(held_out)), Tensor(load_digits().target[held_out].astype(np.int32))
+    valid = Tensor(np.ones(len(held_out), np.float32))
+    raw = float(eval_step(images, labels, valid).asnumpy()[0]) / len(held_out)
+    with averaged_weights(step.ema):
+        return raw, float(eval_step(images, labels, valid).asnumpy()[0]) / len(held_out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["nano_v1", "nano_v2_useconv"])
+def test_trajectory(case):
+    expected = np.load(REFERENCE / f"train_{case}.npz")
+    step, rows = run(reference_config(case), case)
+    loss, norm = rows[:, OUTPUTS.index("loss")], rows[:, OUTPUTS.index("grad_norm")]
+    deviation = np.abs(loss / expected["loss"] - 1)
+    print(f"{case}: loss deviates by {deviation[:5].max():.1e} in 5 steps, {deviation.max():.1e} in 60")
+    assert deviation[:5].max() < 1e-4
+    assert deviation.max() < 2e-2
+    assert np.abs(norm[:5] / expected["grad_norm"][:5] - 1).max() < 1e-3
+
+    parameters = {parameter.name: parameter.asnumpy() for parameter in step.get_parameters()}
+    names = [str(name) for name in expected["names"]]
+    assert set(names) == {parameter.name for parameter in step.optimizer.parameters_to_train}
+    for prefix, norms in (("", expected["param_norms"]), ("ema.", expected["ema_norms"])):
+        ours = np.array([np.linalg.norm(parameters[prefix + name].astype(np.float64)) for name in names])
+        # small tensors (biases near zero) move by the sum of their steps: compare with that, not with themselves
+        assert np.abs(ours - norms).max() < 2e-2 * np.maximum(norms, 1.0).max()
+        assert np.median(np.abs(ours / norms - 1)) < 1e-3
+
+    raw, averaged = accuracy(step)
+    print(f"{case}: accuracy {raw:.4f} ({expected['acc']:.4f}), averaged {averaged:.4f} ({expected['ema_acc']:.4f})")
+    assert abs(raw - expected["acc"]) < 0.03 and abs(averaged - expected["ema_acc"]) < 0.03
