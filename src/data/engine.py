@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Iterator, Protocol, Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ def make_dataset(batches: Batches, columns: Sequence[str], workers: int, process
 
     Args:
         columns: names of the arrays of a batch.
-        workers: batches made at the same time.
+        workers: batches made at the same time, as far as there are processors.
         processes: each worker is a process instead of a thread.
     """
     import mindspore.dataset as ds
@@ -33,10 +34,17 @@ def make_dataset(batches: Batches, columns: Sequence[str], workers: int, process
     return ds.GeneratorDataset(
         batches,
         list(columns),
-        num_parallel_workers=max(1, min(workers, len(batches))),
+        # The engine refuses more workers than processors; more than batches would only be started and stopped.
+        num_parallel_workers=max(1, min(workers, len(batches), available_processors())),
         python_multiprocessing=processes,
         shuffle=False,
     )
+
+
+def available_processors() -> int:
+    """Processors this process may run on."""
+    count = os.cpu_count() or 1
+    return min(count, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else count
 
 
 def iterate(dataset: Any) -> Iterator[list[np.ndarray]]:

@@ -10,6 +10,7 @@ from typing import Iterator, Optional, Sequence
 import numpy as np
 
 from src.config.schema import Config
+from src.data.mindrecord import CLASSES_FILE, MindRecordSource, find_shards, read_class_names
 from src.data.sources import FolderSource, ImageSource
 from src.errors import UserError
 
@@ -33,32 +34,60 @@ def check_data(config: Config, data_folder: str, splits: Sequence[str] = ("train
 
     Args:
         config: `num_classes` must be the number of classes found.
-        data_folder: holds train/ and val/, or imagenet/train and imagenet/val, each with a folder per class.
+        data_folder: see `find_layout`.
         splits: which ones the caller needs.
 
     Raises:
         UserError: missing folder, empty class, class in val that train lacks, other number of classes.
     """
-    root = _find_root(data_folder, splits)
-    layout = _folder_layout(root, splits)
-    _check_num_classes(config.model.num_classes, layout, splits)
+    layout = find_layout(data_folder, splits)
+    found, wanted = len(layout.class_names), config.model.num_classes
+    if wanted != found:
+        raise UserError(
+            f"num_classes: {wanted}, but {layout.folder} has {found} classes; set --num_classes {found}"
+            " or correct --data_url"
+        )
     return layout
 
 
-def _find_root(data_folder: str, splits: Sequence[str]) -> str:
-    """`data_folder`, or `imagenet` in it: the first that has the needed splits."""
+def find_layout(data_folder: str, splits: Sequence[str] = ("train", "val")) -> DataLayout:
+    """The splits of a data folder.
+
+    Args:
+        data_folder: holds train/ and val/, each with a folder per class, or train.mindrecord* and val.mindrecord*; or
+            its folder `imagenet` does.
+        splits: which ones the caller needs.
+
+    Raises:
+        UserError: see `check_data`.
+    """
     if not os.path.isdir(data_folder):
-        raise UserError(
-            f"data_url: folder {data_folder} does not exist; --data_url names the folder with train/ and val/"
-        )
+        raise UserError(f"data_url: {data_folder} is not a folder; --data_url names the one with train/ and val/")
     for root in (data_folder, os.path.join(data_folder, "imagenet")):
         if all(os.path.isdir(os.path.join(root, split)) for split in splits):
-            return root
+            return _folder_layout(root, splits)
+        if all(find_shards(root, split) for split in splits):
+            return _mindrecord_layout(root, splits)
     wanted = " and ".join(f"{split}/" for split in splits)
     nested = " and ".join(f"imagenet/{split}" for split in splits)
+    records = " and ".join(f"{split}.mindrecord*" for split in splits)
     raise UserError(
-        f"data_url: {data_folder} holds neither {wanted} nor {nested}; --data_url names the folder that does"
+        f"data_url: {data_folder} holds neither {wanted}, nor {nested}, nor {records};"
+        " --data_url names the folder that does"
     )
+
+
+def _mindrecord_layout(root: str, splits: Sequence[str]) -> DataLayout:
+    """Splits in MindRecord files, which carry their labels."""
+    sources = {split: MindRecordSource(find_shards(root, split)) for split in splits}
+    for split, source in sources.items():
+        if not len(source):
+            raise UserError(f"data_url: {os.path.join(root, split)}.mindrecord* hold no image; write them again")
+    largest = max(int(source.labels.max()) for source in sources.values())
+    class_names = read_class_names(root) or tuple(str(label) for label in range(largest + 1))
+    if largest >= len(class_names):
+        raise UserError(f"data_url: {root} has label {largest}, but {len(class_names)} names in its {CLASSES_FILE}")
+    return DataLayout(root, class_names, sources.get("train"), sources.get("val"))
 
 
 def _folder_layout(root: str, splits: Sequence[str]) -> DataLayout:
@@ -117,15 +146,6 @@ def _image_files(folder: str, prefix: str) -> Iterator[str]:
                 yield path
             elif entry.is_dir():
                 yield from _image_files(entry.path, path)
-
-
-def _check_num_classes(num_classes: int, layout: DataLayout, splits: Sequence[str]) -> None:
-    found = len(layout.class_names)
-    if num_classes != found:
-        raise UserError(
-            f"num_classes: {num_classes}, but {layout.folder} has {found} classes; set --num_classes {found}"
-            " or correct --data_url"
-        )
 
 
 def _and_more(names: Sequence[str]) -> str:

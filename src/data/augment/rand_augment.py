@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -22,7 +23,6 @@ from src.data.augment import image_ops
 from src.data.augment.crop import draw_interpolation
 
 _MAX_LEVEL = 10.0
-_TRANSLATE_SHARE = 0.45
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,13 @@ class Operation:
     weight: float = 0.0
 
 
+# Magnitude and sign -> argument, as timm's level functions. Not lambdas: a worker process must be able to receive them.
+
+
+def _signed(most: float, level: float, sign: int) -> float:
+    return sign * level / _MAX_LEVEL * most
+
+
 def _enhance(level: float, sign: int) -> float:
     return level / _MAX_LEVEL * 1.8 + 0.1
 
@@ -102,29 +109,35 @@ def _posterize_bits(level: float, sign: int) -> int:
     return int(level / _MAX_LEVEL * 4)
 
 
+def _posterize_bits_increasing(level: float, sign: int) -> int:
+    return 4 - _posterize_bits(level, sign)
+
+
 def _solarize_threshold(level: float, sign: int) -> int:
     return min(256, int(level / _MAX_LEVEL * 256))
+
+
+def _solarize_threshold_increasing(level: float, sign: int) -> int:
+    return 256 - _solarize_threshold(level, sign)
+
+
+def _solarize_amount(level: float, sign: int) -> int:
+    return min(128, int(level / _MAX_LEVEL * 110))
 
 
 _COMMON_BEFORE = {
     "AutoContrast": Operation(image_ops.auto_contrast, None, weight=0.025),
     "Equalize": Operation(image_ops.equalize, None, weight=0.005),
     "Invert": Operation(image_ops.invert, None, weight=0.0),
-    "Rotate": Operation(image_ops.rotate, lambda level, sign: sign * level / _MAX_LEVEL * 30, True, weight=0.3),
+    "Rotate": Operation(image_ops.rotate, partial(_signed, 30.0), True, weight=0.3),
 }
 _COMMON_AFTER = {
-    "ShearX": Operation(image_ops.shear_x, lambda level, sign: sign * level / _MAX_LEVEL * 0.3, True, weight=0.2),
-    "ShearY": Operation(image_ops.shear_y, lambda level, sign: sign * level / _MAX_LEVEL * 0.3, True, weight=0.2),
-    "TranslateXRel": Operation(
-        image_ops.translate_x, lambda level, sign: sign * level / _MAX_LEVEL * _TRANSLATE_SHARE, True, weight=0.1
-    ),
-    "TranslateYRel": Operation(
-        image_ops.translate_y, lambda level, sign: sign * level / _MAX_LEVEL * _TRANSLATE_SHARE, True, weight=0.1
-    ),
+    "ShearX": Operation(image_ops.shear_x, partial(_signed, 0.3), True, weight=0.2),
+    "ShearY": Operation(image_ops.shear_y, partial(_signed, 0.3), True, weight=0.2),
+    "TranslateXRel": Operation(image_ops.translate_x, partial(_signed, 0.45), True, weight=0.1),
+    "TranslateYRel": Operation(image_ops.translate_y, partial(_signed, 0.45), True, weight=0.1),
 }
-_SOLARIZE_ADD = Operation(
-    image_ops.solarize_add, lambda level, sign: min(128, int(level / _MAX_LEVEL * 110)), weight=0.005
-)
+_SOLARIZE_ADD = Operation(image_ops.solarize_add, _solarize_amount, weight=0.005)
 
 OPERATIONS: dict[str, Operation] = {
     **_COMMON_BEFORE,
@@ -140,12 +153,8 @@ OPERATIONS: dict[str, Operation] = {
 
 INCREASING_OPERATIONS: dict[str, Operation] = {
     **_COMMON_BEFORE,
-    "PosterizeIncreasing": Operation(
-        image_ops.posterize, lambda level, sign: 4 - _posterize_bits(level, sign), weight=0.0
-    ),
-    "SolarizeIncreasing": Operation(
-        image_ops.solarize, lambda level, sign: 256 - _solarize_threshold(level, sign), weight=0.005
-    ),
+    "PosterizeIncreasing": Operation(image_ops.posterize, _posterize_bits_increasing, weight=0.0),
+    "SolarizeIncreasing": Operation(image_ops.solarize, _solarize_threshold_increasing, weight=0.005),
     "SolarizeAdd": _SOLARIZE_ADD,
     "ColorIncreasing": Operation(image_ops.color, _enhance_increasing, weight=0.025),
     "ContrastIncreasing": Operation(image_ops.contrast, _enhance_increasing, weight=0.005),

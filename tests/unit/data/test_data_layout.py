@@ -38,7 +38,7 @@ def test_folder_imagenet_inside(image_folder: Path, tmp_path: Path, make_config:
 
 
 def test_missing_folder_names_what_was_looked_for(tmp_path: Path, make_config: Callable[..., Config]) -> None:
-    assert "does not exist" in _refusal(make_config(), tmp_path / "nowhere")
+    assert "is not a folder" in _refusal(make_config(), tmp_path / "nowhere")
     message = _refusal(make_config(), tmp_path)
     for wanted in ("train/", "val/", "imagenet/train", "imagenet/val"):
         assert wanted in message

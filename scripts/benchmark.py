@@ -1,0 +1,38 @@
+"""Measure speed: python scripts/benchmark.py data --config configs/X.yaml --data_url DATA [--json RESULT.json]
+
+Every key of the configuration is a flag, as in train.py; `python scripts/benchmark.py data --help` lists the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# Subcommand -> module with add_arguments(parser) and run(config, arguments), and what it measures.
+BENCHMARKS = {"data": ("src.benchmark.data_pipeline", "images per second of the training data pipeline, by stage")}
+
+
+def main() -> None:
+    from src.config import config_from_command_line
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (module, summary) in BENCHMARKS.items():
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        if name in sys.argv[1:2]:  # the modules import MindSpore, which takes seconds
+            importlib.import_module(module).add_arguments(command)
+    arguments, others = parser.parse_known_args()
+    config, _ = config_from_command_line(others, BENCHMARKS[arguments.command][1])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    importlib.import_module(BENCHMARKS[arguments.command][0]).run(config, arguments)
+
+
+if __name__ == "__main__":
+    from src.errors import run_main
+
+    run_main(main)

@@ -1,0 +1,84 @@
+"""Unpacking a dataset's archive without letting any entry out of the target folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import BinaryIO, Union
+
+from src.errors import UserError
+
+
+def unpack_archive(archive: Union[str, Path], folder: Union[str, Path]) -> None:
+    """Unpack a .tar, .tar.gz (or otherwise compressed tar) or .zip into `folder`, which is made if it is missing.
+
+    Only files and folders are unpacked, with default permissions; a tar is read once, front to back. An archive with
+    an unsafe entry is refused at that entry, so unpack into a folder of its own and rename it afterwards.
+
+    Raises:
+        UserError: not an archive, cut short, no space left; an entry with an absolute path, one that leaves `folder`,
+            a link or a device.
+    """
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        if zipfile.is_zipfile(archive):
+            _unpack_zip(archive, root)
+        else:
+            _unpack_tar(archive, root)
+    except UserError:
+        raise
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        # RuntimeError: a zip with a password.
+        reason = " ".join(str(error).split())
+        raise UserError(f"archive: cannot unpack {archive} to {folder} ({reason}); is the download complete?") from None
+
+
+def _unpack_tar(archive: Union[str, Path], root: Path) -> None:
+    with tarfile.open(archive, mode="r|*") as entries:
+        for entry in entries:
+            target = _inside(root, entry.name, archive)
+            if entry.isdir():
+                target.mkdir(parents=True, exist_ok=True)
+            elif entry.isreg():
+                source = entries.extractfile(entry)
+                assert source is not None
+                _write(source, target)
+            else:
+                raise UserError(f"archive: {archive} holds a link or device, {entry.name!r}; only files are unpacked")
+
+
+def _unpack_zip(archive: Union[str, Path], root: Path) -> None:
+    with zipfile.ZipFile(archive) as entries:
+        for entry in entries.infolist():
+            target = _inside(root, entry.filename, archive)
+            if stat.S_ISLNK(entry.external_attr >> 16):
+                raise UserError(f"archive: {archive} holds a link, {entry.filename!r}; only files are unpacked")
+            if entry.is_dir():
+                target.mkdir(parents=True, exist_ok=True)
+            else:
+                with entries.open(entry) as source:
+                    _write(source, target)
+
+
+def _inside(root: Path, name: str, archive: Union[str, Path]) -> Path:
+    """The path of an entry below `root`; also what Windows calls a path counts, whichever system this is."""
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
+        raise UserError(f"archive: {archive} holds {name!r}, which leaves the folder it is unpacked to; refused")
+    target = root.joinpath(*parts)
+    # A link that was in the folder before could lead out of it.
+    if os.path.commonpath([os.path.realpath(root), os.path.realpath(target)]) != os.path.realpath(root):
+        raise UserError(f"archive: {name!r} of {archive} would be written through a link out of {root}; refused")
+    return target
+
+
+def _write(source: BinaryIO, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "wb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)

@@ -1,0 +1,100 @@
+"""Archives: everything inside arrives, nothing gets out."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from src.data import unpack_archive
+from src.errors import UserError
+
+
+def _tar(path: Path, fill: Callable[[tarfile.TarFile], None], mode: str = "w:gz") -> Path:
+    with tarfile.open(path, mode) as tar:
+        fill(tar)
+    return path
+
+
+def _entry(name: str, data: bytes = b"x", **fields: object) -> Callable[[tarfile.TarFile], None]:
+    info = tarfile.TarInfo(name)
+    info.size = len(data) if fields.get("type", tarfile.REGTYPE) == tarfile.REGTYPE else 0
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return lambda tar: tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("suffix", ("tar", "tar.gz", "zip"))
+def test_everything_arrives(image_folder: Path, tmp_path: Path, suffix: str) -> None:
+    archive = tmp_path / f"imagenet.{suffix}"
+    if suffix == "zip":
+        with zipfile.ZipFile(archive, "w") as zipped:
+            for path in sorted(image_folder.rglob("*")):
+                zipped.write(path, path.relative_to(image_folder))
+    else:
+        _tar(archive, lambda tar: tar.add(image_folder, "."), "w:gz" if suffix == "tar.gz" else "w")
+    unpack_archive(archive, tmp_path / "out")
+    found = {path.relative_to(tmp_path / "out"): path.read_bytes() for path in (tmp_path / "out").rglob("*.jpg")}
+    expected = {path.relative_to(image_folder): path.read_bytes() for path in image_folder.rglob("*.jpg")}
+    assert len(expected) == 35 and found == expected
+
+
+@pytest.mark.parametrize("name", ("../evil", "a/../../evil", "/evil", "a/..", "..\\evil", "C:\\evil", "\\evil"))
+@pytest.mark.parametrize("kind", ("tar", "zip"))
+def test_entry_that_leaves_the_folder_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+    archive = tmp_path / f"bad.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as zipped:
+            zipped.writestr(name, "x")
+    else:
+        _tar(archive, _entry(name), "w")
+    target = tmp_path / "deep" / "out"
+    with pytest.raises(UserError, match="leaves the folder"):
+        unpack_archive(archive, target)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [archive.name]
+
+
+@pytest.mark.parametrize("kind", (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE))
+def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+    archive = _tar(tmp_path / "bad.tar.gz", _entry("a", b"", type=kind, linkname="../../etc"))
+    with pytest.raises(UserError, match="only files"):
+        unpack_archive(archive, tmp_path / "out")
+    assert not os.path.lexists(tmp_path / "out" / "a")
+
+
+def test_link_in_a_zip_is_refused(tmp_path: Path) -> None:
+    info = zipfile.ZipInfo("link")
+    info.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as zipped:
+        zipped.writestr(info, "/etc/passwd")
+    with pytest.raises(UserError, match="link"):
+        unpack_archive(tmp_path / "bad.zip", tmp_path / "out")
+
+
+def test_link_that_was_there_before_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "train").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="link"):
+        unpack_archive(_tar(tmp_path / "a.tar.gz", _entry("train/x.jpg")), tmp_path / "out")
+    assert not list((tmp_path / "outside").iterdir())
+
+
+@pytest.mark.parametrize("share", (0.0, 0.5, 0.99))
+def test_archive_cut_short(image_folder: Path, tmp_path: Path, share: float) -> None:
+    archive = _tar(tmp_path / "a.tar.gz", lambda tar: tar.add(image_folder, "."))
+    data = archive.read_bytes()
+    archive.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UserError, match="download complete") as caught:
+        unpack_archive(archive, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_archive(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot unpack"):
+        unpack_archive(tmp_path / "none.tar.gz", tmp_path / "out")

@@ -1,0 +1,100 @@
+"""Files of every awkward kind: read as RGB, or refused with a reason."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.data.decode import UnreadableImage, decode_rgb, read_file
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8))
+
+
+def test_jpeg_is_pillows(picture: Image.Image) -> None:
+    data = _encoded(picture, "JPEG")
+    assert decode_rgb(data).tobytes() == Image.open(io.BytesIO(data)).tobytes()
+
+
+def test_alpha_is_dropped(picture: Image.Image) -> None:
+    transparent = picture.copy()
+    transparent.putalpha(7)
+    assert decode_rgb(_encoded(transparent, "PNG")).tobytes() == picture.tobytes()
+
+
+def test_palette_with_transparency() -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50] + [0] * 762)
+    assert decode_rgb(_encoded(image, "PNG", transparency=0)).getpixel((0, 0)) == (200, 100, 50)
+
+
+def test_cmyk_jpeg(picture: Image.Image) -> None:
+    decoded = decode_rgb(_encoded(picture.convert("CMYK"), "JPEG", quality=100, subsampling=0))
+    assert decoded.mode == "RGB"
+    assert np.abs(np.asarray(decoded).astype(int) - np.asarray(picture)).mean() < 4
+
+
+def test_greyscale(picture: Image.Image) -> None:
+    decoded = np.asarray(decode_rgb(_encoded(picture.convert("L"), "PNG")))
+    assert (decoded == np.asarray(picture.convert("L"))[:, :, None]).all()
+
+
+def test_sixteen_bits_keep_their_upper_byte() -> None:
+    values = np.array([[0, 255, 256], [32768, 40000, 65535]], dtype=np.uint16)
+    decoded = np.asarray(decode_rgb(_encoded(Image.fromarray(values), "PNG")))
+    assert (decoded == (values >> 8)[:, :, None]).all()
+
+
+def test_bilevel() -> None:
+    assert decode_rgb(_encoded(Image.new("1", (3, 3), 1), "PNG")).getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_exif_rotation_is_not_applied_as_in_torchvision(picture: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: rotate by 90 degrees to view
+    assert decode_rgb(_encoded(picture, "JPEG", exif=exif)).size == (20, 12)
+
+
+@pytest.mark.parametrize("kind", ("GIF", "WEBP"))
+def test_animation_gives_its_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    decoded = decode_rgb(_encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+    red, _, blue = decoded.getpixel((4, 4))
+    assert decoded.mode == "RGB" and red > 200 and blue < 50
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"", "empty file"), (b"this is a text file\n", "UnidentifiedImageError")]
+)
+def test_what_is_no_image_is_unreadable(data: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=reason) as caught:
+        decode_rgb(data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ("JPEG", "PNG"))
+@pytest.mark.parametrize("share", (0.03, 0.5, 0.95))
+def test_truncated_is_unreadable(picture: Image.Image, kind: str, share: float) -> None:
+    data = _encoded(picture.resize((200, 120)), kind)
+    with pytest.raises(UnreadableImage):
+        decode_rgb(data[: int(len(data) * share)])
+
+
+def test_missing_file_and_folder_are_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match="No such file"):
+        read_file(str(tmp_path / "none.jpg"))
+    with pytest.raises(UnreadableImage, match="directory"):
+        read_file(str(tmp_path))
