@@ -6,7 +6,7 @@ import re
 
 from src.config.schema import Config, ConfigError
 
-_RAND_AUGMENT = re.compile(r"rand(-(m|n|mstd|inc|p|w)\d+(\.\d+)?)*")
+_RAND_AUGMENT = re.compile(r"rand(-((m|mstd|p)\d+(\.\d+)?|n\d+|inc[01]|w0))*")
 
 
 def check_combinations(config: Config) -> None:
@@ -41,7 +41,7 @@ def _check_augment(config: Config) -> None:
     augment = config.augment
     if augment.auto_augment != "none" and not _RAND_AUGMENT.fullmatch(augment.auto_augment):
         raise ConfigError(
-            f"auto_augment: {augment.auto_augment!r} is neither none nor of the form rand-m9-n2-mstd0.5-inc1-p0.5"
+            f"auto_augment: {augment.auto_augment!r} is neither none nor of the form rand-m9-n2-mstd0.5-inc1-p0.5-w0"
         )
     for name in ("crop_scale", "crop_aspect"):
         low, high = getattr(augment, name)
