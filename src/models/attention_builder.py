@@ -29,7 +29,7 @@ from src.models.focal_geometry import (
 )
 from src.models.layers import Dropout
 from src.models.position_bias import CoordinateBias, TableBias
-from src.models.requirements import pooled_levels
+from src.models.requirements import block_expand_size, pooled_levels
 
 
 def attention_builder(model: ModelConfig, stage: int, stage_map: StageMap) -> AttentionBuilder:
@@ -86,18 +86,18 @@ class WindowAttentionBuilder(AttentionBuilder):
     """Version 1: the window, its surroundings and the pooled windows around it; bias from tables."""
 
     def _expand_size(self, block: int) -> int:
-        """Surrounding tokens that a block sees; `expand_layer` names the blocks that see none."""
-        blind = {"even": 0, "odd": 1, "all": -1}[self.model.expand_layer]
-        if self.stage_map.is_whole or self.model.focal_levels[self.stage] < 1 or block % 2 == blind:
-            return 0
-        return self.model.expand_sizes[self.stage]
+        return block_expand_size(self.model, self.stage, self.stage_map, block)
 
     def _pooled_sides(self) -> list[int]:
         """Side of the focal window on each pooled level, in pooled tokens."""
         return [self.model.focal_windows[self.stage] + 2 ** (level - 1) - 1 for level in range(1, self.levels)]
 
     def _tables_and_bias(self, block: int) -> tuple[AttentionTables, nn.Cell]:
-        window, expand_size, shift = self.stage_map.window_size, self._expand_size(block), self.shift(block)
+        window, expand_size, shift = (
+            self.stage_map.window_size,
+            self._expand_size(block),
+            self.shift(block),
+        )
         if (expand_size, shift) not in self._tables:
             focal_window = self.model.focal_windows[self.stage]
             # Upstream masks shifted windows in version 1 only.
@@ -107,7 +107,10 @@ class WindowAttentionBuilder(AttentionBuilder):
         return self._tables[expand_size, shift], TableBias(self.heads, window, surrounding, self._pooled_sides())
 
     def _attention_buffers(self, block: int, attention: FocalAttention) -> dict[str, np.ndarray]:
-        window, expand_size = self.stage_map.window_size, self._expand_size(block)
+        window, expand_size = (
+            self.stage_map.window_size,
+            self._expand_size(block),
+        )
         buffers = {"relative_position_index": relative_position_index(window, window)}
         if expand_size:
             buffers["valid_ind_rolled"] = np.flatnonzero(outside_window(window, expand_size))

@@ -39,6 +39,14 @@ def pooled_levels(model: ModelConfig, stage: int) -> int:
     return 0 if pool_method(model, stage) == "none" else max(model.focal_levels[stage] - 1, 0)
 
 
+def block_expand_size(model: ModelConfig, stage: int, stage_map: StageMap, block: int) -> int:
+    """Version 1: surrounding tokens that block number `block` sees; `expand_layer` names the blocks that see none."""
+    blind = {"even": 0, "odd": 1, "all": -1}[model.expand_layer]
+    if stage_map.is_whole or model.focal_levels[stage] < 1 or block % 2 == blind:
+        return 0
+    return model.expand_sizes[stage]
+
+
 def check_network(model: ModelConfig) -> list[StageMap]:
     """Raise `ConfigError` for what neither upstream nor this code can build; return the stage maps."""
     maps = stage_maps(model)

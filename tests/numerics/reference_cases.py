@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ LISTED = sorted(path.stem for path in FOLDER.glob("*.json"))  # cases with names
 WITH_FIGURES = [name for name in LISTED if (FOLDER / f"{name}.npz").exists()]
 
 
-@lru_cache(maxsize=None)
+@cache
 def listing(name: str) -> dict[str, Any]:
     """Constructor arguments and state dict entries (shape, dtype, kind) of a case."""
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
-@lru_cache(maxsize=None)
+@cache
 def figures(name: str) -> dict[str, np.ndarray]:
     with np.load(FOLDER / f"{name}.npz") as file:
         return dict(file)
@@ -59,4 +59,7 @@ def loaded_network(name: str) -> Any:
 
 
 def case_input(name: str) -> np.ndarray:
-    return synthetic.input_batch(name, 2, listing(name)["config"]["img_size"])
+    height, width = case_config(name).model.image_hw
+    if height == width:
+        return synthetic.input_batch(name, 2, height)
+    return synthetic._rng(f"{name}/2/{height}").standard_normal((2, 3, height, width)).astype(np.float32)
