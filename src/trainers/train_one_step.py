@@ -16,6 +16,7 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from src.config.schema import StepConfig
+from src.runtime.collectives import gradient_all_reduces
 from src.trainers.ema import Ema
 from src.trainers.gradients import Accumulator, OverflowCheck, clip_factor, global_norm, scale_or_zero, unscale
 from src.trainers.loss_scale import LossScale
@@ -60,6 +61,8 @@ class TrainOneStep(nn.Cell):
         self.clip_limit = step.clip_global_norm_value if step.use_global_norm else None
         self.world_size = ranks.world_size
         self.all_reduce_sum = ops.AllReduce(ops.ReduceOp.SUM) if ranks.world_size > 1 else None
+        sizes = [4 * weight.size for weight in weights]
+        self.gradient_sums = gradient_all_reduces(sizes) if ranks.world_size > 1 else ()
         self.random_counter = _random_counter(network, ranks.rank)
         self.value_and_grad = ops.value_and_grad(self.scaled_loss, None, weights, has_aux=True)
         self.set_train()
@@ -109,8 +112,8 @@ class TrainOneStep(nn.Cell):
         if self.all_reduce_sum is None:
             return gradients
         means = ()
-        for gradient in gradients:
-            means += (self.all_reduce_sum(gradient) * (1.0 / self.world_size),)
+        for i in range(len(gradients)):
+            means += (self.gradient_sums[i](gradients[i]) * (1.0 / self.world_size),)
         return means
 
     def agree_finite(self, norm: Tensor, loss: Tensor, overflow: Tensor) -> tuple:
