@@ -221,18 +221,6 @@ class FocalTransformer(nn.Cell):
             outputs += (x,)
         return outputs
 
-    def forward_maps(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Map of each stage before its downsampling, (B, C, H, W) at strides 4, 8, 16, 32."""
-        x = self.embed(images)
-        outputs = ()
-        for stage in self.layers:
-            x = stage.run_blocks(x)
-            stage_map = stage.as_map(x)
-            outputs += (stage_map,)
-            if stage.downsample is not None:
-                x = stage.downsample(stage_map)
-        return outputs
-
     def construct(self, images: Tensor) -> Tensor:
         x = self.embed(images)
         for stage in self.layers:

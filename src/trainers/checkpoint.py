@@ -42,8 +42,10 @@ class Checkpoint:
     meta: Optional[dict[str, Any]]
 
 
-def write_checkpoint(path: Path, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+def write_checkpoint(path: Path, tensors: dict[str, np.ndarray], meta: Optional[dict[str, Any]]) -> None:
     """Write `path`, replacing what is there only once the new file is whole and on the disk.
+
+    With `meta` None the file holds weights alone.
 
     Raises:
         OSError: it could not be written (disk full, no permission); what was at `path` is untouched.
@@ -52,9 +54,9 @@ def write_checkpoint(path: Path, tensors: dict[str, np.ndarray], meta: dict[str,
     partial = path.with_name(f"{path.stem}.partial.ckpt")
     leftovers = (partial, partial.with_suffix(".tmp"))  # .tmp: what save_checkpoint itself writes to
     entries = [{"name": name, "data": Tensor(value)} for name, value in tensors.items()]
-    text = json.dumps({"format": META_FORMAT, **meta})
+    texts = {} if meta is None else {META: json.dumps({"format": META_FORMAT, **meta})}
     try:
-        ms.save_checkpoint(entries, str(partial), append_dict={META: text}, crc_check=True)
+        ms.save_checkpoint(entries, str(partial), append_dict=texts, crc_check=True)
         os.chmod(partial, 0o644)  # save_checkpoint leaves 0400, which nobody could overwrite or share
         _sync(partial)
         os.replace(partial, path)
