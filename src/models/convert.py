@@ -43,8 +43,8 @@ def _read_pth(file: Path) -> dict[str, np.ndarray]:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
-            f"{file}: PyTorch cannot read it as plain weights ({_first_line(error)}); a file that would need to run code "
-            f"is refused"
+            f"{file}: PyTorch cannot read it as plain weights ({_first_line(error)}); a file that would "
+            f"need to run code is refused"
         ) from None
     for wrapper in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
@@ -132,9 +132,8 @@ def settings_of_file(state: Mapping[str, np.ndarray], config: Config) -> Config:
     if config.model.arch not in published_archs():
         return same_size
     expected = official_state_dict(create_model(same_size))
-    if all(tuple(state[name].shape) == value.shape for name, value in expected.items() if name in state):
-        if all(name in expected for name in state):
-            return same_size
+    if all(name in expected and value.shape == expected[name].shape for name, value in state.items()):
+        return same_size
     size = load_config({"arch": config.model.arch}).model.image_size
     return dataclasses.replace(same_size, model=dataclasses.replace(same_size.model, image_size=size))
 
