@@ -89,6 +89,6 @@ def unpack_archives(source: Path, target: Path) -> bool:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    from src.data import unpack_archive
+    from src.data.archive import unpack_archive
 
     unpack_archive(archive, folder)
