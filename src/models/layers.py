@@ -80,7 +80,8 @@ class NormalCdf(nn.Cell):
     """Phi(x), the distribution function of the standard normal, elementwise; its gradient is the density.
 
     On CPU, where MindSpore's Erf takes as long as the matrix products of an MLP, a polynomial inside a sigmoid takes
-    its place, exact to float32; elsewhere, and for export, Phi(x) = (1 + erf(x / sqrt(2))) / 2.
+    its place, exact to float32 and computed in it, since float16 can hold neither its coefficients nor its powers;
+    elsewhere, and for export, Phi(x) = (1 + erf(x / sqrt(2))) / 2.
     """
 
     def __init__(self) -> None:
@@ -89,11 +90,12 @@ class NormalCdf(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         if self.use_polynomial:
+            dtype, x = x.dtype, x.astype(ms.float32)
             square = ops.square(x)
             logit = square * _LOGIT_POLYNOMIAL[-1] + _LOGIT_POLYNOMIAL[-2]
             for coefficient in _LOGIT_POLYNOMIAL[-3::-1]:
                 logit = logit * square + coefficient
-            return ops.sigmoid(logit * x)
+            return ops.sigmoid(logit * x).astype(dtype)
         return 0.5 + 0.5 * ops.erf(x * math.sqrt(0.5))
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
