@@ -80,8 +80,8 @@ class NormalCdf(nn.Cell):
     """Phi(x), the distribution function of the standard normal, elementwise; its gradient is the density.
 
     On CPU, where MindSpore's Erf takes as long as the matrix products of an MLP, a polynomial inside a sigmoid takes
-    its place, exact to float32 and computed in it, since float16 can hold neither its coefficients nor its powers;
-    elsewhere, and for export, Phi(x) = (1 + erf(x / sqrt(2))) / 2.
+    its place, good to float32's rounding and computed in it: float16 can hold neither its coefficients nor its powers.
+    Elsewhere, and for export, Phi(x) = (1 + erf(x / sqrt(2))) / 2.
     """
 
     def __init__(self) -> None:
