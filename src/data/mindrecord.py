@@ -33,6 +33,7 @@ logger = logging.getLogger("focal")
 CLASSES_FILE = "classes.json"
 _SIZE_PREFIX = 8  # bytes before a blob, holding its length
 _ROWS_AT_ONCE = 256
+_MOST_BYTES = 32 * 1024 * 1024 - 1024  # of one image: MindRecord's page, less what it adds
 
 
 def find_shards(folder: str, split: str) -> list[str]:
@@ -145,7 +146,7 @@ def write_mindrecord(
     """Write one split.
 
     Args:
-        source: the images; their bytes are copied as they are, readable or not.
+        source: the images; their bytes are copied as they are, whether or not they can be decoded.
         names: `class/file` of each.
         output: folder for the files.
         shards: number of files.
@@ -153,7 +154,7 @@ def write_mindrecord(
         workers: threads that read and resize.
 
     Raises:
-        UserError: `output` holds this split already.
+        UserError: `output` holds this split already; a file that cannot be read, or is larger than 32 MiB.
     """
     from mindspore.mindrecord import FileWriter
 
@@ -168,9 +169,7 @@ def write_mindrecord(
     writer.add_index(["label", "file_name"])
 
     def row(index: int) -> dict[str, Any]:
-        data = source.read(index)
-        if short_side is not None:
-            data = shrink(data, short_side)
+        data = _stored_bytes(source, index, short_side)
         return {"image": data, "label": int(source.labels[index]), "file_name": names[index]}
 
     with ThreadPoolExecutor(workers) as pool:
@@ -179,6 +178,21 @@ def write_mindrecord(
             writer.write_raw_data(rows)
             logger.info("%s: %d of %d images", split, start + len(rows), len(source))
     writer.commit()
+
+
+def _stored_bytes(source: ImageSource, index: int, short_side: Optional[int]) -> bytes:
+    try:
+        data = source.read(index)
+    except UnreadableImage as error:
+        raise UserError(f"data_url: cannot read {source.name(index)} ({error})") from None
+    if short_side is not None:
+        data = shrink(data, short_side)
+    if len(data) > _MOST_BYTES:
+        raise UserError(
+            f"data_url: {source.name(index)} has {len(data)} bytes, more than a page of MindRecord (32 MiB);"
+            " give --short_side or shrink the image"
+        )
+    return data or b"\0"  # an empty file, which no field can hold; as unreadable as before
 
 
 def write_class_names(class_names: tuple[str, ...], output: Path) -> None:

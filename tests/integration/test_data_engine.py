@@ -272,3 +272,27 @@ def test_benchmark_writes_json(folder: Path, tmp_path: Path) -> None:
     assert result["images_per_second"] > 0 and "whole pipeline" in done.stdout
     typo = _script("benchmark.py", "data", *keys, "--imags", "3")
     assert typo.returncode == 2 and "imags" in typo.stderr
+
+
+def test_mindrecord_gives_the_same_batches_as_its_folder(folder: Path, tmp_path: Path) -> None:
+    """The same pixels and labels in the same order, hence the same training and the same accuracy."""
+    made = _script("make_mindrecord.py", "--data_url", str(folder), "--output", str(tmp_path / "mr"), "--shards", "2")
+    assert made.returncode == 0, made.stderr
+    assert epoch_bytes(tmp_path / "mr", 3) == epoch_bytes(folder, 3)
+    assert epoch_bytes(tmp_path / "mr", 3, worker_processes=True) == epoch_bytes(folder, 3)
+    passes = []
+    for root in (folder, tmp_path / "mr"):
+        config = make_config(eval_batch_size=5)
+        passes.append(
+            [b"".join(array.tobytes() for array in batch) for batch in EvalData(config, check_data(config, str(root)))]
+        )
+    assert len(passes[0]) == 3 and passes[0] == passes[1]
+
+
+def test_unreadable_images_stay_so_in_mindrecord(damaged: Path, tmp_path: Path) -> None:
+    """Copied as they are, so that both forms report the same."""
+    arguments = ("--data_url", str(damaged), "--output", str(tmp_path / "mr"), "--shards", "1", "--short_side", "40")
+    assert _script("make_mindrecord.py", *arguments).returncode == 0
+    found = _script("check_dataset.py", "--data_url", str(tmp_path / "mr"))
+    assert found.returncode == 1 and "train: 26 images, 2 classes, 3 unreadable" in found.stdout
+    assert "train.mindrecord:a/10.jpg (" in found.stdout

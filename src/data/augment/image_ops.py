@@ -14,6 +14,9 @@ from PIL import Image, ImageEnhance, ImageOps
 
 Colour = tuple[int, int, int]
 
+# Rows that a shift interpolates at a time: few enough for the intermediate arrays to stay in the processor's cache.
+_ROWS = 56
+
 
 def auto_contrast(image: Image.Image) -> Image.Image:
     """Stretch each channel to 0..255."""
@@ -119,27 +122,23 @@ def _shift_rows(image: Image.Image, shift_H: np.ndarray, resample: Image.Resampl
     windows = _windows(padded.reshape(height, -1), (width + taps - 1) * channels)
     starts_H = (whole_H + left + 1 - taps // 2) * channels
 
-    moved = np.empty_like(pixels_HWC)
+    moved = np.empty((height, width * channels), dtype=np.uint8)
     for top in range(0, height, _ROWS):
-        rows = np.arange(top, min(top + _ROWS, height))
-        values = windows[rows, starts_H[rows]].astype(np.float32)
+        rows = slice(top, min(top + _ROWS, height))
+        values = windows[np.arange(rows.start, rows.stop), starts_H[rows]].astype(np.float32)
         total = weights[0, rows] * values[:, : width * channels]
-        scratch = np.empty_like(total)
+        product = np.empty_like(total)
         for tap in range(1, taps):
             start = tap * channels
-            np.multiply(weights[tap, rows], values[:, start : start + width * channels], out=scratch)
-            total += scratch
-        np.clip(total, 0, 255, out=total)
-        moved.reshape(height, -1)[rows[0] : rows[-1] + 1] = total  # truncates, as Pillow does
+            np.multiply(weights[tap, rows], values[:, start : start + width * channels], out=product)
+            total += product
+        moved[rows] = np.clip(total, 0, 255, out=total)  # truncates, as Pillow does
+    moved = moved.reshape(pixels_HWC.shape)
 
     column = np.arange(width)
     first_H, end_H = np.ceil(-0.5 - shift_H), np.ceil(width - 0.5 - shift_H)
     moved[(column < first_H[:, None]) | (column >= end_H[:, None])] = fill
     return Image.fromarray(moved)
-
-
-# Rows interpolated at a time: few enough that the intermediate arrays stay in the processor's cache.
-_ROWS = 224
 
 
 def _windows(rows: np.ndarray, span: int) -> np.ndarray:
