@@ -30,7 +30,15 @@ def main() -> Optional[int]:
 
 
 def run_worker(config: Config, unknown_arguments: list[str]) -> int:
-    """The job of one process: device, data, network, figures."""
+    """The job of one process, which a signal ends at once."""
+    from src.runtime.signals import StopSignals
+
+    with StopSignals(at_once=True):
+        return run_in_order(config, unknown_arguments)
+
+
+def run_in_order(config: Config, unknown_arguments: list[str]) -> int:
+    """Device, data, network, figures."""
     from src.runtime.device import setup_device, shutdown
     from src.runtime.logging import setup_logging
 

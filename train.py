@@ -25,8 +25,16 @@ def main() -> Optional[int]:
 
 
 def run_worker(config: Config, unknown_arguments: list[str]) -> int:
-    """The job of one process: device, storage, training."""
+    """The job of one process, which a signal stops between two steps."""
     # MindSpore takes seconds to import: not before the command line is known to be right.
+    from src.runtime.signals import StopSignals
+
+    with StopSignals() as stop:
+        return run_in_order(config, unknown_arguments, stop)
+
+
+def run_in_order(config: Config, unknown_arguments: list[str], stop: Any) -> int:
+    """Device, storage, training, results."""
     from src.runtime.compat import check_versions
     from src.runtime.device import setup_device, shutdown
     from src.runtime.logging import setup_logging
@@ -35,12 +43,12 @@ def run_worker(config: Config, unknown_arguments: list[str]) -> int:
     setup_logging(device, resolve_output_folder(config))
     check_versions()
     with open_storage(config, device, unknown_arguments) as storage:  # leaving it sends the results, also on an error
-        exit_code = train(storage.local_config(), device, storage)
+        exit_code = train(storage.local_config(), device, storage, stop)
         shutdown()
     return exit_code
 
 
-def train(config: Config, device: Any, storage: Any) -> int:
+def train(config: Config, device: Any, storage: Any, stop: Any) -> int:
     """Data, network, step, state, run; returns the exit code."""
     from src.data import EvalData, TrainData, check_data
     from src.evaluation import EvalStep
@@ -57,7 +65,7 @@ def train(config: Config, device: Any, storage: Any) -> int:
     outputs = open_outputs(config, device, progress, storage)
 
     eval_step = EvalStep(network)
-    return Training(config, device, train_step, eval_step, train_data, eval_data, progress, outputs).run()
+    return Training(config, device, train_step, eval_step, train_data, eval_data, progress, outputs, stop).run()
 
 
 if __name__ == "__main__":

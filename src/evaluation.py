@@ -9,8 +9,8 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
-from typing import Any, Optional
+from collections.abc import Iterable, Iterator
+from typing import Any, Callable, Optional
 
 import mindspore as ms
 import numpy as np
@@ -73,8 +73,19 @@ class EvalStep(nn.Cell):
         )
 
 
-def evaluate(eval_step: EvalStep, data: Any, skip_unreadable: bool = False) -> Accuracy:
-    """Run `eval_step` over all of `data` (an EvalData) and add up over ranks.
+def evaluate(
+    eval_step: EvalStep,
+    data: Any,
+    skip_unreadable: bool = False,
+    guard: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Accuracy:
+    """Run `eval_step` over all of `data` and add up over ranks.
+
+    Args:
+        eval_step: of the network to evaluate.
+        data: an EvalData.
+        skip_unreadable: leave out images that cannot be read.
+        guard: batches are drawn through it, see `src.runtime.signals`.
 
     Raises:
         UserError: an image could not be read, and `skip_unreadable` is off; or none is left.
@@ -82,7 +93,7 @@ def evaluate(eval_step: EvalStep, data: Any, skip_unreadable: bool = False) -> A
     start = time.time()
     eval_step.set_train(False)
     sums = np.zeros(4, np.float64)
-    for images, labels, valid in data:
+    for images, labels, valid in guard(data):
         sums += eval_step(Tensor(images), Tensor(labels), Tensor(valid)).asnumpy()
     sums = _add_over_ranks(sums)
     _check_unreadable(data, skip_unreadable)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Callable, Optional
@@ -18,6 +15,7 @@ from mindspore import Tensor
 from src.config import Config, ConfigError
 from src.evaluation import EvalStep, averaged_weights, evaluate
 from src.runtime.device import Device, all_reduce_sum
+from src.runtime.signals import StopSignals
 from src.trainers.callbacks import (
     DivergenceGuard,
     MetricsFiles,
@@ -56,6 +54,7 @@ class Training:
         train_data, eval_data: see src.data.
         progress: where the training is; kept up to date.
         outputs: where results go.
+        stop: says when a signal asks for the end.
     """
 
     def __init__(
@@ -68,6 +67,7 @@ class Training:
         eval_data: Any,
         progress: Progress,
         outputs: Outputs,
+        stop: StopSignals,
     ) -> None:
         self.config = config
         self.device = device
@@ -82,7 +82,7 @@ class Training:
         images_per_update = config.data.batch_size * device.world_size * self.micro_batches
         self.queue, self.line, self.epoch = UpdateQueue(), Summary(images_per_update), Summary(images_per_update)
         self.guard = DivergenceGuard(config.step.max_nonfinite_steps)
-        self.stop_signal = 0
+        self.stop = stop
         self.evaluation_seconds = 0.0
         self.first_update = True  # of this process: it compiles
         self.started = time.time()
@@ -93,19 +93,18 @@ class Training:
         Raises:
             TrainingDiverged: see `DivergenceGuard`.
         """
-        with self._signals():
-            try:
-                for outputs in self._steps():
-                    self._after_step(outputs)
-                    if self.progress.step_in_epoch == self.updates_per_epoch * self.micro_batches:
-                        self._end_epoch()
-                    elif self._save_due():
-                        self._save()
-                    if self._stop_agreed() or self._max_steps_reached():
-                        break
-            except TrainingDiverged:
-                self._save_if_none()
-                raise
+        try:
+            for outputs in self._steps():
+                self._after_step(outputs)
+                if self.progress.step_in_epoch == self.updates_per_epoch * self.micro_batches:
+                    self._end_epoch()
+                elif self._save_due():
+                    self._save()
+                if self._stop_agreed() or self._max_steps_reached():
+                    break
+        except TrainingDiverged:
+            self._save_if_none()
+            raise
         return self._finish()
 
     def _steps(self) -> Iterator[tuple]:
@@ -121,7 +120,7 @@ class Training:
             return
         while self.progress.epoch < epochs:
             first = self.progress.step_in_epoch
-            batches = self.train_data.epoch(self.progress.epoch, first)
+            batches = self.stop.guard(self.train_data.epoch(self.progress.epoch, first))
             for _, (images, targets) in zip(range(per_epoch - first), batches):
                 yield self.train_step(Tensor(images), Tensor(targets))
 
@@ -196,10 +195,11 @@ class Training:
     def _evaluate(self) -> str:
         """Evaluate raw and averaged weights, keep the best; returns the results for the progress line."""
         start = time.time()
-        results = {"": evaluate(self.eval_step, self.eval_data, self.config.data.skip_unreadable)}
+        skip = self.config.data.skip_unreadable
+        results = {"": evaluate(self.eval_step, self.eval_data, skip, self.stop.guard)}
         if self.train_step.ema is not None:
             with averaged_weights(self.train_step.ema):
-                results["ema_"] = evaluate(self.eval_step, self.eval_data, self.config.data.skip_unreadable)
+                results["ema_"] = evaluate(self.eval_step, self.eval_data, skip, self.stop.guard)
         self.train_step.set_train()
         self.evaluation_seconds = time.time() - start
         values = {}
@@ -257,10 +257,10 @@ class Training:
         if self.progress.step_in_epoch % self.micro_batches:
             return False
         if self.device.world_size == 1:
-            return self.stop_signal != 0
+            return self.stop.received != 0
         if self.progress.update % self.config.run.log_steps and self.progress.step_in_epoch:
             return False
-        return bool(all_reduce_sum(np.array([self.stop_signal], np.float32))[0])
+        return bool(all_reduce_sum(np.array([self.stop.received], np.float32))[0])
 
     def _max_steps_reached(self) -> bool:
         most = self.config.run.max_steps
@@ -272,35 +272,14 @@ class Training:
             self._fetch()
             self._write_line()
             self._save()
-            why = f"signal {self.stop_signal}" if self.stop_signal else "max_steps"
+            why = f"signal {self.stop.received}" if self.stop.received else "max_steps"
             logger.info(
                 "stopped (%s) at update %d, epoch %.2f; --resume auto goes on", why, self.progress.update,
                 self._epoch_position(),
             )  # fmt: skip
         else:
             logger.info("training finished: best top-1 %.2f %%", self.progress.best_top1)
-        return 128 + self.stop_signal if self.stop_signal and not complete else 0
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the training after the current update; a second one ends it at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def stop(number: int, _frame: Any) -> None:
-            self.stop_signal = number
-            logger.warning("signal %d: stopping after this update; once more to stop at once", number)
-            signal.signal(number, before[number])
-
-        for number in before:
-            signal.signal(number, stop)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return 128 + self.stop.received if self.stop.received and not complete else 0
 
 
 def updates_per_epoch(steps_per_epoch: int, micro_batches: int) -> int:

@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
 from sklearn.datasets import load_digits
-from synthetic import digits_images, digits_split, tensor_value
 
-from src.config import load_config
 from src.evaluation import EvalStep, averaged_weights
 from src.models import create_model
 from src.models.official_weights import load_official_state_dict
 from src.trainers.losses import SoftTargetCrossEntropy
 from src.trainers.optimizer import create_optimizer
 from src.trainers.train_one_step import OUTPUTS, TrainOneStep, trained_parameters
+from tests.numerics.reference_cases import FOLDER, case_config, official_state
+from tests.numerics.synthetic import digits_images, digits_split
 
-REFERENCE = Path(__file__).parent / "reference"
 STEPS, BATCH = 60, 32
 
 
-@pytest.fixture(autouse=True, scope="module")
-def graph_mode():
-    ms.set_context(mode=ms.GRAPH_MODE)
-    ms.set_device("CPU")
-
-
 def reference_config(case, **overrides):
-    """Our configuration of a reference case, with the recipe that its README states."""
-    description = json.loads((REFERENCE / f"{case}.json").read_text())
-    settings = dict(description["config"], image_size=description["config"]["img_size"])
-    del settings["img_size"]
-    settings = {name: value for name, value in settings.items() if name != "focal_topK" or description["version"] == 2}
+    """The settings of a reference case, with the recipe that the reference's README states."""
     recipe = {"optimizer": "adamw", "weight_decay": 0.05, "clip_global_norm_value": 5.0, "ema_decay": 0.95}
-    recipe.update(arch=f"focal_{case}", focal_version=description["version"], device_target="CPU", amp_level="O0")
-    recipe.update(loss_scale=1, is_dynamic_loss_scale=False)
-    return load_config({**settings, **recipe, **overrides})
+    recipe.update(device_target="CPU", amp_level="O0", loss_scale=1, is_dynamic_loss_scale=False)
+    return case_config(case, **{**recipe, **overrides})
 
 
 def build_network(config, case):
     """Synthetic weights; among equally close tokens, those that the reference chose."""
     network = create_model(config)
-    state = {p.name: tensor_value(p.name, tuple(p.shape)) for p in network.trainable_params()}
-    forward = np.load(REFERENCE / f"{case}.npz")
-    state.update({name[len("buffer:") :]: forward[name] for name in forward if name.startswith("buffer:")})
-    load_official_state_dict(network, state)
+    load_official_state_dict(network, official_state(case, network))
     return network
 
 
@@ -90,7 +71,7 @@ def accuracy(step):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["nano_v1", "nano_v2_useconv"])
 def test_trajectory(case):
-    expected = np.load(REFERENCE / f"train_{case}.npz")
+    expected = np.load(FOLDER / f"train_{case}.npz")
     step, rows = run(reference_config(case), case)
     loss, norm = rows[:, OUTPUTS.index("loss")], rows[:, OUTPUTS.index("grad_norm")]
     deviation = np.abs(loss / expected["loss"] - 1)

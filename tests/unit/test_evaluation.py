@@ -13,12 +13,6 @@ from src.evaluation import EvalStep, averaged_weights, evaluate
 from src.trainers.ema import Ema
 
 
-@pytest.fixture(autouse=True, scope="module")
-def graph_mode():
-    ms.set_context(mode=ms.GRAPH_MODE)
-    ms.set_device("CPU")
-
-
 class Identity(nn.Cell):
     """The 'images' are the logits already, times a weight of 1."""
 

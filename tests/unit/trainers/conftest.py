@@ -1,4 +1,4 @@
-"""Graph mode on the CPU, and a toy network whose every part can be redone in NumPy."""
+"""A toy network whose every part can be redone in NumPy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ import pytest
 from mindspore import Parameter, Tensor, nn
 
 from src.config import load_config
-
-
-@pytest.fixture(autouse=True, scope="session")
-def graph_mode() -> None:
-    ms.set_context(mode=ms.GRAPH_MODE)
-    ms.set_device("CPU")
 
 
 @pytest.fixture

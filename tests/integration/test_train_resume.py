@@ -1,0 +1,77 @@
+"""A training killed at random steps and resumed is the training that was never stopped, to the last bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+
+import pytest
+
+from src.trainers.checkpoint import read_checkpoint
+from tests.integration.jobs import job
+from tests.integration.train_jobs import UPDATES_PER_EPOCH, command, losses, make_workplace, records
+
+KILLS = 2
+
+
+def same_state(one, other):
+    """Every tensor of two checkpoints, compared bit by bit."""
+    first, second = read_checkpoint(one), read_checkpoint(other)
+    assert first.tensors.keys() == second.tensors.keys() and len(first.tensors) > 100
+    different = [name for name in first.tensors if (first.tensors[name] != second.tensors[name]).any()]
+    return not different and first.meta["progress"] == second.meta["progress"]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_training_gives_the_same_losses(tmp_path):
+    config = make_workplace(tmp_path)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    with job(command(config, whole), tmp_path / "whole.log") as run:
+        assert run.wait(300) == 0, run.output
+    expected = losses(whole)
+    total = 3 * UPDATES_PER_EPOCH
+    assert len(expected) == total
+
+    seed = int.from_bytes(os.urandom(4), "little")
+    points = sorted(random.Random(seed).sample(range(1, total), KILLS))
+    print(f"\nkilled after updates {points} (seed {seed})")
+    for number, point in enumerate(points):
+        flags = {"resume": "auto", "save_steps": 1}
+        with job(command(config, broken, **flags), tmp_path / f"broken_{number}.log") as run:
+            run.wait_until(lambda at=point: len(losses(broken)) >= at, 300)
+            os.kill(run.process.pid, signal.SIGKILL)
+            assert run.wait(60) == -signal.SIGKILL
+            run.end()
+    with job(command(config, broken, resume="auto", save_steps=4), tmp_path / "last.log") as run:
+        assert run.wait(300) == 0, run.output
+        assert "resumed from" in run.output
+
+    print("never stopped:     ", expected)
+    print("killed and resumed:", losses(broken))
+    assert losses(broken) == expected
+    assert records(broken, "val") == records(whole, "val")
+    assert same_state(broken / "checkpoints" / "last.ckpt", whole / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_a_named_checkpoint_resumes(tmp_path):
+    """Accumulation, version 1 and another optimizer; stopped by Ctrl-C, then resumed by path into another folder."""
+    config = make_workplace(
+        tmp_path, arch="focal_mini", expand_sizes=[1, 1], batch_size=2, accumulation_step=2, optimizer="lamb", epochs=2
+    )  # 12 updates an epoch
+    whole, stopped, resumed = tmp_path / "whole", tmp_path / "stopped", tmp_path / "resumed"
+    with job(command(config, whole), tmp_path / "whole.log") as run:
+        assert run.wait(300) == 0, run.output
+    with job(command(config, stopped), tmp_path / "stopped.log") as run:
+        run.wait_until(lambda: len(losses(stopped)) >= 2, 300)
+        os.kill(run.process.pid, signal.SIGINT)
+        assert run.wait(60) == 130
+        assert "stopped (signal 2) at update" in run.output and "Traceback" not in run.output
+    last = stopped / "checkpoints" / "last.ckpt"
+    done = read_checkpoint(last).meta["progress"]["update"]
+    assert done == len(losses(stopped)) < 24
+    with job(command(config, resumed, resume=last), tmp_path / "resumed.log") as run:
+        assert run.wait(300) == 0, run.output
+    assert losses(stopped) + losses(resumed) == losses(whole)
+    assert same_state(resumed / "checkpoints" / "last.ckpt", whole / "checkpoints" / "last.ckpt")
