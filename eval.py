@@ -10,37 +10,34 @@ from typing import Any, Optional
 
 from src.config import Config, ConfigError, config_from_command_line
 from src.errors import run_main
-from src.runtime.storage import on_cloud_platform, open_storage
+from src.runtime.signals import StopSignals
 from src.trainers.paths import check_input_files
 
 
 def main() -> Optional[int]:
     """Read the command line, start workers if several devices are asked for, else evaluate in this process."""
-    in_cloud = on_cloud_platform()
-    config, unknown_arguments = config_from_command_line(sys.argv[1:], __doc__, tolerate_unknown=in_cloud)
-    if config.run.pretrained is None:
-        raise ConfigError("pretrained: eval.py needs a checkpoint; give --pretrained CKPT")
-    if not (in_cloud or config.run.run_openi):
-        check_input_files(config.run)
+    # Before NumPy and MindSpore start threads, see StopSignals; importing them takes seconds, so they come after the
+    # command line is known to be right.
+    with StopSignals(at_once=True):
+        from src.runtime.launcher import is_worker, launch_if_needed
+        from src.runtime.storage import on_cloud_platform
 
-    from src.runtime.launcher import launch_if_needed
-
-    exit_code = launch_if_needed(config, sys.argv[1:])
-    return run_worker(config, unknown_arguments) if exit_code is None else exit_code
+        in_cloud = on_cloud_platform()
+        config, unknown_arguments = config_from_command_line(sys.argv[1:], __doc__, tolerate_unknown=in_cloud)
+        if config.run.pretrained is None:
+            raise ConfigError("pretrained: eval.py needs a checkpoint; give --pretrained CKPT")
+        if not (in_cloud or config.run.run_openi):
+            check_input_files(config.run)
+        if is_worker(config):
+            return run_worker(config, unknown_arguments)
+    return launch_if_needed(config, sys.argv[1:])
 
 
 def run_worker(config: Config, unknown_arguments: list[str]) -> int:
-    """The job of one process, which a signal ends at once."""
-    from src.runtime.signals import StopSignals
-
-    with StopSignals(at_once=True):
-        return run_in_order(config, unknown_arguments)
-
-
-def run_in_order(config: Config, unknown_arguments: list[str]) -> int:
     """Device, data, network, figures."""
     from src.runtime.device import setup_device, shutdown
     from src.runtime.logging import setup_logging
+    from src.runtime.storage import open_storage
 
     device = setup_device(config.run)
     setup_logging(device)

@@ -7,37 +7,33 @@ from typing import Any, Optional
 
 from src.config import Config, config_from_command_line
 from src.errors import run_main
-from src.runtime.storage import on_cloud_platform, open_storage, resolve_output_folder
+from src.runtime.signals import StopSignals
 from src.trainers.paths import check_input_files
 
 
 def main() -> Optional[int]:
     """Read the command line, start workers if several devices are asked for, else train in this process."""
-    in_cloud = on_cloud_platform()
-    config, unknown_arguments = config_from_command_line(sys.argv[1:], __doc__, tolerate_unknown=in_cloud)
-    if not (in_cloud or config.run.run_openi):
-        check_input_files(config.run)
-
-    from src.runtime.launcher import launch_if_needed
-
-    exit_code = launch_if_needed(config, sys.argv[1:])
-    return run_worker(config, unknown_arguments) if exit_code is None else exit_code
-
-
-def run_worker(config: Config, unknown_arguments: list[str]) -> int:
-    """The job of one process, which a signal stops between two steps."""
-    # MindSpore takes seconds to import: not before the command line is known to be right.
-    from src.runtime.signals import StopSignals
-
+    # Before NumPy and MindSpore start threads, see StopSignals; importing them takes seconds, so they come after the
+    # command line is known to be right.
     with StopSignals() as stop:
-        return run_in_order(config, unknown_arguments, stop)
+        from src.runtime.launcher import is_worker, launch_if_needed
+        from src.runtime.storage import on_cloud_platform
+
+        in_cloud = on_cloud_platform()
+        config, unknown_arguments = config_from_command_line(sys.argv[1:], __doc__, tolerate_unknown=in_cloud)
+        if not (in_cloud or config.run.run_openi):
+            check_input_files(config.run)
+        if is_worker(config):
+            return run_worker(config, unknown_arguments, stop)
+    return launch_if_needed(config, sys.argv[1:])
 
 
-def run_in_order(config: Config, unknown_arguments: list[str], stop: Any) -> int:
+def run_worker(config: Config, unknown_arguments: list[str], stop: Any) -> int:
     """Device, storage, training, results."""
     from src.runtime.compat import check_versions
     from src.runtime.device import setup_device, shutdown
     from src.runtime.logging import setup_logging
+    from src.runtime.storage import open_storage, resolve_output_folder
 
     device = setup_device(config.run)
     setup_logging(device, resolve_output_folder(config))

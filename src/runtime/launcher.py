@@ -94,6 +94,12 @@ def _send_what_is_left(config: Config) -> None:
         logger.error("%s", error)
 
 
+def is_worker(config: Config) -> bool:
+    """Whether this process trains itself: `launch_if_needed` would return None, and do nothing."""
+    launch = detect_launch(os.environ)
+    return config.run.device_num == 1 if launch is None else not launch.is_scheduler
+
+
 def run_scheduler() -> None:
     """Be the scheduler of the dynamic cluster until its workers have ended. Trains nothing, uses no device."""
     import mindspore as ms
