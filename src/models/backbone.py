@@ -17,17 +17,19 @@ class FocalBackbone(nn.Cell):
     """Images (B, in_channels, H, W) -> four maps (B, C_i, H_i, W_i) at strides 4, 8, 16, 32.
 
     A map is what a stage hands to its downsampling, through a LayerNorm of its own (`norm0` ... `norm3`, fresh, to be
-    trained with the task), as Swin's and the authors' detection code do.
+    trained with the task), as Swin's and the authors' detection code do. Parameters keep their official names.
 
     Args:
         network: a network without head.
     """
 
     def __init__(self, network: FocalTransformer) -> None:
-        super().__init__()
+        super().__init__(auto_prefix=False)  # with a prefix, checkpoints of classifiers would not fit `network`
         self.network = network
         self.channels = tuple(stage.builder.dim for stage in network.layers)
         self.norms = nn.CellList([LayerNorm(channels) for channels in self.channels])
+        for index, norm in enumerate(self.norms):
+            norm.gamma.name, norm.beta.name = f"norm{index}.weight", f"norm{index}.bias"
 
     def construct(self, images: Tensor) -> tuple[Tensor, ...]:
         x = self.network.embed(images)  # (B, H_0 * W_0, C_0)
@@ -47,7 +49,11 @@ def create_backbone(config: Config, image_size: Union[int, tuple[int, int], None
         config: settings of the network; its head is left out.
         image_size: height and width in pixels; any, maps are padded to whole windows. None: the configured one.
 
-    Load weights into `backbone.network`, e.g. from scripts/convert_weights.py with --num_classes 0 and --image_size.
+    Load weights into `backbone.network` before another Cell takes the backbone in: `load_weights` of
+    src/trainers/pretrained.py, or `load_official_state_dict`. docs/models.md has the commands.
+
+    Raises:
+        ConfigError: the image is too small for the stages.
     """
     size = config.model.image_size if image_size is None else image_size
     model = dataclasses.replace(config.model, image_size=size, num_classes=0, pad_windows=True)

@@ -182,7 +182,10 @@ class FocalTransformer(nn.Cell):
         self.norm = LayerNorm(features)
         self.head: Optional[nn.Dense] = dense(features, model.num_classes) if model.num_classes else None
         self.random_counter = random.counter
-        _use_official_names(self)
+        # A Cell that takes this network in renames its parameters; these names stay.
+        self.official_parameters = {_official_name(path): parameter for path, parameter in self.parameters_and_names()}
+        for name, parameter in self.official_parameters.items():
+            parameter.name = name
 
     @staticmethod
     def _build_stages(model: ModelConfig, maps: list[StageMap], random: RandomSource) -> list[FocalStage]:
@@ -231,11 +234,11 @@ class FocalTransformer(nn.Cell):
         return x
 
 
-def _use_official_names(network: nn.Cell) -> None:
-    """Rename parameters to what the authors' state dict calls them."""
-    for name, parameter in network.parameters_and_names():
-        leaf = name.rsplit(".", 1)[-1]
-        if leaf in ("gamma", "beta"):  # of nn.LayerNorm and nn.GroupNorm
-            name = name[: -len(leaf)] + {"gamma": "weight", "beta": "bias"}[leaf]
-        name = name.replace(".position_bias.", ".").replace(".to_windows.", ".relative_position_bias_table_to_windows.")
-        parameter.name = "random_counter" if leaf in ("random_counter", "counter") else name
+def _official_name(path: str) -> str:
+    """What the authors' state dict calls the parameter at `path` in our tree of Cells."""
+    stem, _, leaf = path.rpartition(".")
+    if leaf in ("random_counter", "counter"):  # not upstream
+        return "random_counter"
+    if leaf in ("gamma", "beta"):  # of nn.LayerNorm and nn.GroupNorm
+        return f"{stem}.weight" if leaf == "gamma" else f"{stem}.bias"
+    return path.replace(".position_bias.", ".").replace(".to_windows.", ".relative_position_bias_table_to_windows.")

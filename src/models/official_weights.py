@@ -22,11 +22,14 @@ _KEY_INDICES = ".topk_cloest_indice_"
 
 
 def learnable_parameters(network: nn.Cell) -> dict[str, Parameter]:
-    """Official name -> parameter, without counters and key indices; frozen parameters included."""
+    """Official name -> parameter, without counters and key indices; frozen parameters included.
+
+    Also of a network that stands inside another Cell, whose prefix MindSpore puts before every `Parameter.name`.
+    """
     return {
-        parameter.name: parameter
-        for parameter in network.get_parameters()
-        if parameter.name != "random_counter" and _KEY_INDICES not in parameter.name
+        name: parameter
+        for name, parameter in network.official_parameters.items()
+        if name != "random_counter" and _KEY_INDICES not in name
     }
 
 
@@ -79,17 +82,17 @@ def set_key_indices(network: nn.Cell, indices: Mapping[str, np.ndarray]) -> None
     Raises:
         ValueError: indices that name no token, or one twice.
     """
-    for builder, _, _, attention in _blocks(network):
+    for builder, block, _, attention in _blocks(network):
         if not hasattr(attention, "key_indices"):
             continue
         levels = []
         for level, parameter in enumerate(attention.key_indices):
-            value = np.asarray(indices.get(parameter.name, parameter.asnumpy()))
-            value = value.astype(np.int64)
+            name = f"{block}.attn{_KEY_INDICES}{level}"
+            value = np.asarray(indices.get(name, parameter.asnumpy())).astype(np.int64)
             repeated = (np.diff(np.sort(value, axis=1), axis=1) == 0).any()
             if repeated or value.min() < 0 or value.max() >= builder.grid_size(level):
                 raise UserError(
-                    f"{parameter.name}: not {value.shape[1]} different tokens of {builder.grid_size(level)} for each "
+                    f"{name}: not {value.shape[1]} different tokens of {builder.grid_size(level)} for each "
                     f"window; the file is damaged or belongs to another image size"
                 )
             levels.append(value)

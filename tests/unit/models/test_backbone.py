@@ -3,10 +3,14 @@
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import nn
 
 from src.config import load_config
 from src.models import create_backbone, create_model
-from tests.numerics.reference_cases import case_config
+from src.models.official_weights import load_official_state_dict, official_state_dict
+from src.trainers.checkpoint import write_checkpoint
+from src.trainers.pretrained import load_weights
+from tests.numerics.reference_cases import case_config, case_input, loaded_network
 
 
 @pytest.mark.parametrize("case", ["nano_v1", "nano_v2_useconv"])
@@ -65,3 +69,28 @@ def test_padding_changes_nothing_outside_the_image(version, pynative_mode):
     table[padding] = 17  # fill the padding with another token
     stage.to_stage_order.table = ms.Tensor(table)
     np.testing.assert_allclose(network(images).asnumpy(), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["nano_v1_layerscale", "nano_v2"])
+def test_weights_of_a_classifier_fit(case, tmp_path, pynative_mode):
+    """A checkpoint without head loads into `backbone.network`; the official state dict also inside another Cell."""
+    classifier = loaded_network(case)
+    state = {name: value for name, value in official_state_dict(classifier).items() if not name.startswith("head.")}
+    images = ms.Tensor(case_input(case))
+    expected = classifier.forward_stages(images)[-1].asnumpy()
+    config = case_config(case)
+    path = tmp_path / "weights.ckpt"
+    weights = {p.name: p.asnumpy() for p in classifier.get_parameters() if not p.name.startswith("head.")}
+    write_checkpoint(path, weights, None)
+    backbone = create_backbone(config)
+    names = [parameter.name for parameter in backbone.get_parameters()]
+    assert {"layers.0.blocks.0.norm1.weight", "norm.bias", "norm0.weight", "norm3.bias"} < set(names)
+    load_weights(backbone.network, str(path))
+    backbone.set_train(False)
+    np.testing.assert_array_equal(backbone.network.forward_stages(images)[-1].asnumpy(), expected)
+
+    detector = nn.SequentialCell(create_backbone(config, image_size=config.model.image_size))
+    load_official_state_dict(detector[0].network, state)
+    detector.set_train(False)
+    np.testing.assert_array_equal(detector[0].network.forward_stages(images)[-1].asnumpy(), expected)
+    assert official_state_dict(detector[0].network).keys() == state.keys()
