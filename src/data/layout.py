@@ -38,8 +38,11 @@ def check_data(config: Config, data_folder: str, splits: Sequence[str] = ("train
         splits: which ones the caller needs.
 
     Raises:
-        UserError: missing folder, empty class, class in val that train lacks, other number of classes.
+        UserError: missing or unreadable folder, empty class, class in val that train lacks, other number of classes;
+            a network for other images than RGB.
     """
+    if config.model.in_channels != 3:
+        raise UserError(f"in_channels: {config.model.in_channels}, but images are read as RGB; set --in_channels 3")
     layout = find_layout(data_folder, splits)
     found, wanted = len(layout.class_names), config.model.num_classes
     if wanted != found:
@@ -63,11 +66,14 @@ def find_layout(data_folder: str, splits: Sequence[str] = ("train", "val")) -> D
     """
     if not os.path.isdir(data_folder):
         raise UserError(f"data_url: {data_folder} is not a folder; --data_url names the one with train/ and val/")
-    for root in (data_folder, os.path.join(data_folder, "imagenet")):
-        if all(os.path.isdir(os.path.join(root, split)) for split in splits):
-            return _folder_layout(root, splits)
-        if all(find_shards(root, split) for split in splits):
-            return _mindrecord_layout(root, splits)
+    try:
+        for root in (data_folder, os.path.join(data_folder, "imagenet")):
+            if all(os.path.isdir(os.path.join(root, split)) for split in splits):
+                return _folder_layout(root, splits)
+            if all(find_shards(root, split) for split in splits):
+                return _mindrecord_layout(root, splits)
+    except OSError as error:
+        raise UserError(f"data_url: cannot read {error.filename} ({error.strerror}); check its permissions") from None
     wanted = " and ".join(f"{split}/" for split in splits)
     nested = " and ".join(f"imagenet/{split}" for split in splits)
     records = " and ".join(f"{split}.mindrecord*" for split in splits)
@@ -92,8 +98,9 @@ def _mindrecord_layout(root: str, splits: Sequence[str]) -> DataLayout:
 
 def _folder_layout(root: str, splits: Sequence[str]) -> DataLayout:
     """Splits with one folder per class; labels follow train's sorted folder names (val's without a train)."""
-    train_folder = os.path.join(root, "train")
-    names_from = train_folder if os.path.isdir(train_folder) else os.path.join(root, splits[0])
+    names_from = os.path.join(root, "train")
+    if "train" not in splits and not (os.path.isdir(names_from) and _folders_in(names_from)):
+        names_from = os.path.join(root, splits[0])
     class_names = _class_folders(names_from)
     sources = {}
     for split in splits:
@@ -112,11 +119,15 @@ def _folder_layout(root: str, splits: Sequence[str]) -> DataLayout:
 
 
 def _class_folders(folder: str) -> tuple[str, ...]:
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    names = _folders_in(folder)
     if not names:
         raise UserError(f"data_url: {folder} holds no class folders; each class needs a folder of its own in it")
-    return tuple(names)
+    return names
+
+
+def _folders_in(folder: str) -> tuple[str, ...]:
+    with os.scandir(folder) as entries:
+        return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
 
 
 def _list_split(folder: str, found: Sequence[str], class_names: Sequence[str]) -> FolderSource:

@@ -49,8 +49,14 @@ def read_class_names(folder: str) -> Optional[tuple[str, ...]]:
     path = os.path.join(folder, CLASSES_FILE)
     if not os.path.exists(path):
         return None
-    with open(path, encoding="utf-8") as file:
-        return tuple(json.load(file))
+    try:
+        with open(path, encoding="utf-8") as file:
+            names = json.load(file)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"data_url: {path} must hold a JSON list of class names; write it again or remove it")
+    return tuple(names)
 
 
 class MindRecordSource:

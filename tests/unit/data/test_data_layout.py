@@ -73,3 +73,35 @@ def test_evaluation_takes_class_numbers_from_train_where_there_is_one(
     shutil.rmtree(own_folder / "val" / "a")
     layout = check_data(make_config(), str(own_folder), splits=("val",))
     assert layout.val.labels.tolist() == [1] * 4 + [2] * 4
+
+
+def test_evaluation_passes_over_an_empty_train(own_folder: Path, make_config: Callable[..., Config]) -> None:
+    shutil.rmtree(own_folder / "train")
+    (own_folder / "train").mkdir()
+    assert "no class folders" in _refusal(make_config(), own_folder)
+    assert check_data(make_config(), str(own_folder), splits=("val",)).class_names == ("a", "b", "c")
+
+
+def test_sub_folders_hidden_folders_and_other_files(own_folder: Path, make_config: Callable[..., Config]) -> None:
+    (own_folder / "train" / ".cache").mkdir()
+    (own_folder / "train" / "a" / "more").mkdir()
+    (own_folder / "train" / "a" / "000.jpg").rename(own_folder / "train" / "a" / "more" / "X.JPEG")
+    (own_folder / "train" / "a" / "list.txt").write_text("")
+    layout = check_data(make_config(), str(own_folder))
+    assert len(layout.train) == 22
+    assert layout.train.name(7) == str(own_folder / "train" / "a" / "more" / "X.JPEG")
+    assert layout.train.read(7)[:2] == b"\xff\xd8"
+
+
+def test_network_for_other_than_three_channels(image_folder: Path, make_config: Callable[..., Config]) -> None:
+    assert "--in_channels 3" in _refusal(make_config(in_channels=1), image_folder)
+
+
+def test_folder_that_cannot_be_listed(
+    image_folder: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: str) -> None:
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    assert f"cannot read {image_folder / 'train'} (Permission denied)" in _refusal(make_config(), image_folder)

@@ -114,6 +114,9 @@ def test_damaged_header_and_foreign_number_of_classes(records: Path, make_config
     _replace(records / "classes.json", b'["a", "b"]')
     with pytest.raises(UserError, match="label 2"):
         check_data(make_config(), str(records))
+    _replace(records / "classes.json", b'{"a": 1}')
+    with pytest.raises(UserError, match="JSON list"):
+        check_data(make_config(), str(records))
     _replace(records / "train.mindrecord0", b"nonsense" * 10)
     with pytest.raises(UserError, match="not a MindRecord"):
         check_data(make_config(), str(records))
