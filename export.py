@@ -1,0 +1,49 @@
+"""Export a checkpoint: python export.py --config configs/X.yaml --pretrained CKPT --file_format MINDIR|AIR|ONNX"""
+
+from __future__ import annotations
+
+import sys
+from typing import Optional
+
+from src.config import Config, ConfigError, config_from_command_line
+from src.errors import run_main
+from src.trainers.paths import check_input_files
+
+
+def main() -> Optional[int]:
+    """Read the command line, load the weights, write the file, compare it with the network on real images."""
+    config, _ = config_from_command_line(sys.argv[1:], __doc__)
+    if config.run.pretrained is None:
+        raise ConfigError("pretrained: export.py needs a checkpoint; give --pretrained CKPT")
+    check_input_files(config.run)
+    return export(config)
+
+
+def export(config: Config) -> int:
+    """The job: checks that cost nothing, device, network, file."""
+    # MindSpore takes seconds to import: not before the command line is known to be right.
+    from src.export import check_export, export_network, find_images, load_images
+    from src.models import create_model
+    from src.runtime.compat import check_versions
+    from src.runtime.device import setup_device
+    from src.runtime.logging import setup_logging
+    from src.trainers.pretrained import load_weights
+
+    path = check_export(config)
+    paths = find_images(config.data.data_url)
+    setup_logging(setup_device(config.run))
+    check_versions()
+
+    network = create_model(config)
+    assert config.run.pretrained is not None
+    load_weights(network, config.run.pretrained, config.run.use_ema)
+    difference = export_network(network, config, path, load_images(paths, config))
+
+    print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+    if config.run.file_format != "AIR":
+        print(f"largest difference of logits on {len(paths)} images: {difference:.1e}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

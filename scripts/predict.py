@@ -1,0 +1,57 @@
+"""Classify images: python scripts/predict.py --config configs/X.yaml --pretrained MODEL IMAGE...
+
+MODEL is a checkpoint (.ckpt) or a file written by export.py (.mindir, .onnx).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Optional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from src.config import ConfigError, config_from_command_line  # noqa: E402
+from src.errors import run_main  # noqa: E402
+from src.trainers.paths import check_input_files  # noqa: E402
+
+
+def main() -> Optional[int]:
+    """Read the command line, open the model, print the likeliest classes of each image."""
+    flags, images = split_arguments(sys.argv[1:])
+    config, _ = config_from_command_line(flags, __doc__)
+    if config.run.pretrained is None:
+        raise ConfigError("pretrained: no model given; add --pretrained MODEL (.ckpt, .mindir or .onnx)")
+    if not images:
+        raise ConfigError("no image given; name image files after the flags")
+    missing = [image for image in images if not Path(image).is_file()]
+    if missing:
+        raise ConfigError(f"image: {missing[0]} does not exist")
+    check_input_files(config.run)
+    from src.predict import classify, open_model
+    from src.runtime.device import setup_device
+
+    setup_device(config.run)
+    for prediction in classify(images, open_model(config.run.pretrained, config), config):
+        likeliest = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in prediction.classes)
+        print(f"{prediction.path}: {likeliest}")
+    return 0
+
+
+def split_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Flags with their values, and the image files among them."""
+    flags: list[str] = []
+    images: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        if not argument.startswith("-"):
+            images.append(argument)
+            continue
+        flags.append(argument)
+        if "=" not in argument and argument not in ("-h", "--help"):
+            flags.extend([value for value in [next(arguments, None)] if value is not None])
+    return flags, images
+
+
+if __name__ == "__main__":
+    run_main(main)

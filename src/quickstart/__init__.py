@@ -1,0 +1,1 @@
+"""What scripts/quickstart.sh needs besides train.py, eval.py and export.py."""
