@@ -1,16 +1,20 @@
 """Operators, floating-point operations and bytes of a compiled graph, read from MindSpore's own dump of it.
 
-Nothing runs: the graph is compiled as far as shapes and types are known (`MS_DEV_PRECOMPILE_ONLY`), so a model and a batch
-that only fit an accelerator can be counted on any machine. The graph is that of `validate`, after differentiation and
-all optimisation that does not depend on the device.
+Nothing runs: the graph is compiled as far as shapes and types are known (`MS_DEV_PRECOMPILE_ONLY`), so that a model and
+a batch that only fit an accelerator can be counted on any machine. The graph is that of `validate`: differentiated, and
+optimised as far as that does not depend on the device.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from src.errors import UserError
@@ -19,8 +23,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 MATRIX = ("MatMul", "BatchMatMul", "MatMulExt", "BatchMatMulExt", "Dense")
 CONVOLUTION = ("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter")
-MOVEMENT = ("Gather", "Transpose", "Concat", "SplitWithSize", "Split", "StridedSlice", "StridedSliceGrad", "SliceExt",
-            "Tile", "BroadcastTo", "Roll", "Pad", "PadV3", "UnsortedSegmentSum", "GatherD", "GatherDGradV2")  # fmt: skip
+MOVEMENT = ("Gather", "Transpose", "Concat", "SplitWithSize", "Split", "StridedSlice", "StridedSliceGrad",
+            "Tile", "SliceExt", "BroadcastTo", "Roll", "Pad", "PadV3", "UnsortedSegmentSum", "GatherD",
+            "GatherDGradV2")  # fmt: skip
 REDUCTION = ("LayerNorm", "LayerNormGrad", "GroupNorm", "GroupNormGrad", "Softmax", "SoftmaxBackward", "SoftmaxGrad",
              "LogSoftmax", "LogSoftmaxGrad", "ReduceSum", "ReduceMean", "SumExt", "MeanExt", "ReduceMax", "BiasAddGrad",
              "SparseSoftmaxCrossEntropyWithLogits", "LayerNormExt", "LayerNormGradExt")  # fmt: skip
@@ -57,7 +62,6 @@ class Operator:
     read: float
     written: float
     elements: int
-    input_bytes: dict[str, float] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -155,8 +159,8 @@ class Kernel:
 def kernels(operators: Sequence[Operator], fuse: bool) -> list[Kernel]:
     """Kernels of the graph: one per operator, or, with `fuse`, elementwise chains of equal size as one.
 
-    A fused chain reads what comes from outside it and writes what is used outside it. That is the least any compiler can
-    do without fusing into matrix products and reductions; unfused is the most it can do badly.
+    A fused chain reads what comes from outside it and writes what is used outside it. A compiler that does not fuse
+    into matrix products and reductions lies between the two.
     """
     working = [operator for operator in operators if operator.kind != "free"]
     if not fuse:
@@ -174,7 +178,7 @@ def kernels(operators: Sequence[Operator], fuse: bool) -> list[Kernel]:
     for operator in working:
         if operator.kind == "elementwise":
             groups.setdefault(cluster[operator.result], []).append(operator)
-    for name, members in groups.items():
+    for members in groups.values():
         internal = {operator.result for operator in members}
         numbered = {source[number] for operator in members for number in operator.inputs if number in source}
         external = {number for number in numbered - internal if number in written}
@@ -220,3 +224,58 @@ def _used_outside(working: Sequence[Operator], source: dict[str, str], cluster: 
             if producer in cluster and cluster[producer] != cluster.get(operator.result):
                 used.add(producer)
     return used
+
+
+def dump_training_graph(config_path: str, batch_size: int, folder: Path) -> tuple[str, dict]:
+    """Compile a training step in a process of its own, and return its graph.
+
+    Args:
+        config_path: YAML file.
+        batch_size: images per card; 0: the configuration's.
+        folder: for what MindSpore writes.
+
+    Returns:
+        The graph's text; and arch, batch, and sizes: the bytes of each gradient in the network's order.
+
+    Raises:
+        UserError: the compilation failed.
+    """
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+        "MS_DEV_SAVE_GRAPHS": "1",
+        "MS_DEV_SAVE_GRAPHS_PATH": str(folder / "graphs"),
+        "MS_DEV_DUMP_IR_PASSES": "validate",
+        "MS_DEV_PRECOMPILE_ONLY": "1",
+    }
+    command = [sys.executable, "-m", "src.benchmark.graph_counts", os.path.abspath(config_path), str(batch_size)]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    dumps = sorted((folder / "graphs").glob("*validate*.ir"))
+    if result.returncode or not dumps:
+        lines = result.stderr.strip().splitlines() or ["no graph was written"]
+        raise UserError(f"{config_path}: compiling the training step failed: {lines[-1]}")
+    return dumps[-1].read_text(encoding="utf-8"), json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def _compile_training_step(config_path: str, batch_size: int) -> None:
+    """In the child: build what train.py builds, for CPU, and compile it."""
+    import mindspore as ms
+    import numpy as np
+
+    from src.config import load_config
+    from src.runtime.device import Device, setup_device
+    from src.trainers.setup import build_network, build_train_step
+
+    overrides = {"device_target": "CPU", "device_num": 1, **({"batch_size": batch_size} if batch_size else {})}
+    config = load_config(config_path, overrides)
+    setup_device(config.run)
+    train_step = build_train_step(config, build_network(config), 1000, Device())
+    images = np.zeros((config.data.batch_size, config.model.in_channels, *config.model.image_hw), np.float32)
+    targets = np.zeros((config.data.batch_size, config.model.num_classes), np.float32)
+    train_step.compile(ms.Tensor(images), ms.Tensor(targets))
+    sizes = [4 * parameter.size for parameter in train_step.optimizer.parameters_to_train]
+    sys.stdout.write(json.dumps({"sizes": sizes, "arch": config.model.arch, "batch": config.data.batch_size}) + "\n")
+
+
+if __name__ == "__main__":
+    _compile_training_step(sys.argv[1], int(sys.argv[2]))

@@ -28,6 +28,7 @@ logger = logging.getLogger("focal")
 
 TIMEOUT_EXIT_CODE = 75  # EX_TEMPFAIL: the job can be started again
 COLLECTIVE_TIMEOUT = 600.0  # seconds; ranks may differ by a compilation, not by more
+CALL_DEPTH = 10_000
 _BUCKET = 1 << 24  # float32 numbers per collective when broadcasting: 64 MiB
 
 
@@ -75,6 +76,9 @@ def setup_device(run: RunConfig) -> Device:
     elif run.device_num > 1:
         raise UserError(f"device_num: {run.device_num}, but no workers were started; see docs/distributed.md")
     ms.set_context(mode=ms.PYNATIVE_MODE if run.graph_mode else ms.GRAPH_MODE)
+    # A loop over the gradients of a large network is unrolled into calls nested once per gradient: Small has over 300,
+    # and MindSpore's own limit of 1000 calls refuses its training step.
+    ms.set_recursion_limit(CALL_DEPTH)
     _set_target(run, launch)
     if launch is None or launch.world_size == 1:
         return Device(target=run.device_target)
