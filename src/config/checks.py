@@ -20,6 +20,8 @@ def check_combinations(config: Config) -> None:
 def _check_model(config: Config) -> None:
     model = config.model
     stages = len(model.depths)
+    if not stages:
+        raise ConfigError("depths: [] has no stages; give the blocks of each, e.g. [2, 2, 6, 2]")
     for name in ("num_heads", "focal_levels", "focal_windows", "expand_sizes"):
         entries = getattr(model, name)
         if len(entries) != stages:

@@ -108,6 +108,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.YAMLError(f"a key must be a word (line {key_node.start_mark.line + 1})")
             name = self.construct_object(key_node, deep=True)
             if name in seen:
                 raise yaml.YAMLError(f"key {name!r} is given twice (line {key_node.start_mark.line + 1})")

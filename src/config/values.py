@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from typing import Any, Union
 
@@ -21,7 +22,7 @@ def coerce(field: dataclasses.Field, hint: Any, raw: Any) -> Any:
     """
     try:
         value = _convert(hint, raw)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ConfigError(f"{field.name}: {raw!r} is not {_describe(hint)}") from None
     _check_limits(field, value)
     return value
@@ -42,11 +43,11 @@ def _convert(hint: Any, raw: Any) -> Any:
     if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
         raise ValueError
     number = float(raw)
-    if number != number:
+    if not math.isfinite(number):
         raise ValueError
     if hint is float:
         return number
-    if number in (float("inf"), float("-inf")) or number != int(number):
+    if number != int(number):
         raise ValueError
     return int(number)
 
@@ -59,7 +60,7 @@ def _convert_union(options: tuple[Any, ...], raw: Any) -> Any:
             continue
         try:
             return _convert(option, raw)
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
     raise ValueError
 
