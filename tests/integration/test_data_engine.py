@@ -67,7 +67,7 @@ def epoch_bytes(root: Path, epoch: int, first_step: int = 0, rank: int = 0, worl
 def test_batches_do_not_depend_on_workers(folder: Path, mode: str) -> None:
     expected = epoch_bytes(folder, 1, num_parallel_workers=1, mixup_mode=mode)
     assert len(expected) == 6
-    # The engine starts no more workers than there are processors; the next test goes beyond.
+    # Threads are as many as asked for, the engine's processes no more than processors; the next test goes beyond.
     for keys in ({"num_parallel_workers": 2}, {"num_parallel_workers": 16},
                  {"num_parallel_workers": 2, "worker_processes": True},
                  {"num_parallel_workers": 16, "worker_processes": True}):  # fmt: skip
