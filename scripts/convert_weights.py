@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src.config import ConfigError, config_from_command_line  # noqa: E402
 from src.errors import run_main  # noqa: E402
 
+WEIGHT_FILES = (".pth", ".pt", ".safetensors", ".npz")
+
 
 def main() -> Optional[int]:
     """Read the command line, convert, say what was not taken over."""
@@ -57,6 +59,9 @@ def split_arguments(argv: list[str]) -> tuple[str, str, list[str]]:
         kinds = [Path(found[name]).suffix == ".ckpt" for name in ("--from", "--to")]
         if sum(kinds) != 1:
             raise ConfigError("exactly one of --from and --to must be a .ckpt file")
+        other = found["--to" if kinds[0] else "--from"]
+        if Path(other).suffix.lower() not in WEIGHT_FILES:
+            raise ConfigError(f"{other}: unknown kind of weight file; known are {', '.join(WEIGHT_FILES)}")
     return found.get("--from", ""), found.get("--to", ""), rest
 
 

@@ -52,7 +52,8 @@ def _read_pth(file: Path) -> dict[str, np.ndarray]:
             break
     if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise UserError(f"{file}: holds no state dict, neither bare nor under {', '.join(_WRAPPERS)}")
-    return {str(name): value.numpy() for name, value in loaded.items()}
+    # NumPy has no bfloat16, and our weights are float32 whatever the file's were.
+    return {str(name): (v.float() if v.is_floating_point() else v).numpy() for name, v in loaded.items()}
 
 
 def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
@@ -80,17 +81,28 @@ _READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
 
 
 def write_official_weights(path: str, state: Mapping[str, np.ndarray]) -> None:
-    """Write official names to .pth (under `model`, as the authors' files), .safetensors or .npz."""
+    """Write official names to .pth or .pt (under `model`, as the authors' files), .safetensors or .npz.
+
+    Raises:
+        UserError: an unknown kind, a place that cannot be written, or the package that writes it is missing.
+    """
     file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    kind = file.suffix.lower()
+    if kind not in _READERS:
+        raise UserError(f"{path}: unknown kind of weight file; known are {', '.join(_READERS)}")
     arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
-    if file.suffix == ".npz":
-        np.savez(file, **arrays)
-    elif file.suffix == ".safetensors":
-        _import_safetensors(file).save_file(arrays, str(file))
-    else:
-        torch = _import_torch(file)
-        torch.save({"model": {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}}, file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if kind == ".npz":
+            with file.open("wb") as stream:  # given a name, savez appends .npz to one that ends in .NPZ
+                np.savez(stream, **arrays)
+        elif kind == ".safetensors":
+            _import_safetensors(file).save_file(arrays, str(file))
+        else:
+            torch = _import_torch(file)
+            torch.save({"model": {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}}, file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or _first_line(error)})") from None
 
 
 def convert_to_checkpoint(source: str, target: str, config: Config) -> list[str]:
@@ -117,7 +129,10 @@ def convert_to_checkpoint(source: str, target: str, config: Config) -> list[str]
         state, notes = adapt_state(state, network)
     load_official_state_dict(network, state)
     tensors = {p.name: p.asnumpy() for p in network.get_parameters() if p.name != "random_counter"}
-    write_checkpoint(Path(target), tensors, None)
+    try:
+        write_checkpoint(Path(target), tensors, None)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or _first_line(error)})") from None
     return notes
 
 
@@ -131,8 +146,10 @@ def settings_of_file(state: Mapping[str, np.ndarray], config: Config) -> Config:
     same_size = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))
     if config.model.arch not in published_archs():
         return same_size
-    expected = official_state_dict(create_model(same_size))
-    if all(name in expected and value.shape == expected[name].shape for name, value in state.items()):
+    network = create_model(same_size)
+    expected, needed = official_state_dict(network), learnable_parameters(network)
+    fits = all(name in expected and value.shape == expected[name].shape for name, value in state.items())
+    if fits and needed.keys() <= state.keys():
         return same_size
     size = load_config({"arch": config.model.arch}).model.image_size
     return dataclasses.replace(same_size, model=dataclasses.replace(same_size.model, image_size=size))
@@ -158,11 +175,14 @@ def adapt_state(state: Mapping[str, np.ndarray], network: nn.Cell) -> tuple[dict
         else:
             adapted[name] = ours[name]
             notes.append(f"{name} starts anew: the file has {'none' if value is None else tuple(value.shape)}")
-    own = [name for name in ours if name not in learnable and not np.array_equal(ours[name], state.get(name, ()))]
-    sizes_differ = [name for name in own if tuple(np.shape(state.get(name, ()))) != ours[name].shape]
-    if not sizes_differ:
-        return {**adapted, **{name: state[name] for name in ours if name not in learnable and name in state}}, notes
-    notes.append(f"{len(sizes_differ)} buffers rebuilt for this image size, e.g. {sizes_differ[0]}")
+    dropped = [name for name in state if name not in ours and name.startswith("head.")]
+    if dropped:
+        notes.append(f"{' and '.join(dropped)} left out: this network has no head")
+    theirs = {name: state[name] for name in ours if name not in learnable and name in state}
+    rebuilt = [name for name, value in theirs.items() if tuple(value.shape) != ours[name].shape]
+    if not rebuilt:
+        return {**adapted, **theirs}, notes
+    notes.append(f"{len(rebuilt)} buffers rebuilt for this image size, e.g. {rebuilt[0]}")
     return adapted, notes
 
 
