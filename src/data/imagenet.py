@@ -1,6 +1,6 @@
 """A data layout -> sharded batches in a fixed order, through MindSpore's dataset engine.
 
-The engine's workers go through an explicit sequence of batch numbers; what a batch holds follows from its number alone
+Workers (engine.py) go through an explicit sequence of batch numbers; what a batch holds follows from its number alone
 (batches.py, randomness.py), so order, shard and resuming are index arithmetic, and workers cannot change anything.
 """
 
