@@ -193,6 +193,7 @@ class RunConfig:
     file_format: str = key("MINDIR", "export.py: format", choices=("MINDIR", "AIR", "ONNX"))
     file_name: Optional[str] = key(None, "export.py: output file; none: train_url/<arch>")
     run_openi: bool = key(False, "cloud job on OpenI or ModelArts: copy data in and results out")
+    step_timeout: float = key(1800.0, "several devices: seconds without a step that end the job; 0: never", low=0.0)
     cache_dir: str = key("/cache", "cloud job: local folder that takes data, results and checkpoints")
 
 

@@ -62,10 +62,15 @@ def archive_stem(name: str) -> str:
     return ""
 
 
-def unpack_archives(source: Path, target: Path) -> bool:
+def unpack_archives(source: Path, target: Path, remove: bool = False) -> bool:
     """Unpack the archives that lie in `source` into `target`, each into a folder named after it.
 
-    An archive is left where it is. One that was unpacked before, wholly, is not unpacked again.
+    One that was unpacked before, wholly, is not unpacked again.
+
+    Args:
+        source: folder of archives.
+        target: folder for what is in them.
+        remove: whether to remove an archive once it is unpacked: where it is a copy, and the disk may be small.
 
     Returns:
         Whether there were any.
@@ -78,13 +83,15 @@ def unpack_archives(source: Path, target: Path) -> bool:
         folder = target / archive_stem(archive.name)
         if folder.exists():
             logger.info("%s: unpacked before", folder)
-            continue
-        draft = folder.with_name(folder.name + ".unpacking")
-        shutil.rmtree(draft, ignore_errors=True)
-        logger.info("unpacking %s to %s", archive, folder)
-        draft.mkdir(parents=True)
-        _unpack(archive, draft)
-        draft.rename(folder)
+        else:
+            draft = folder.with_name(folder.name + ".unpacking")
+            shutil.rmtree(draft, ignore_errors=True)
+            logger.info("unpacking %s to %s", archive, folder)
+            draft.mkdir(parents=True)
+            _unpack(archive, draft)
+            draft.rename(folder)
+        if remove:
+            archive.unlink()
     return bool(archives)
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import numpy as np
 
 from src.config.schema import RunConfig
 from src.errors import UserError
+from src.runtime.compat import check_numpy
 from src.runtime.environment import Launch, check_device_num, detect_launch
 
 logger = logging.getLogger("focal")
@@ -68,6 +70,7 @@ def setup_device(run: RunConfig) -> Device:
     Raises:
         UserError: the target is not there, or `device_num` contradicts the launcher.
     """
+    check_numpy(np.__version__)
     import mindspore as ms
 
     launch = detect_launch(os.environ)
@@ -114,7 +117,14 @@ def _join_group(launch: Launch, target: str) -> Device:
     if launch.rank_table is not None:
         os.environ["RANK_TABLE_FILE"] = str(launch.rank_table)  # HCCL wants the file, not ModelArts' folder
     with waiting("the other workers to join the process group", COLLECTIVE_TIMEOUT):
-        init()
+        try:
+            init()
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"cannot join the other workers (launched by {launch.launcher}, target {target}): {reason}; "
+                "see docs/distributed.md"
+            ) from None
     _rank, _world_size = int(get_rank()), int(get_group_size())
     ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
     local_rank, local_size = _place_on_machine()
@@ -149,18 +159,57 @@ def waiting(what: str, timeout: float) -> Iterator[None]:
     launcher then ends the other workers.
     """
 
-    def give_up() -> None:
-        logger.error("rank %d waited %.0f s for %s and gives up; see the other ranks' logs", _rank, timeout, what)
-        logging.shutdown()
-        os._exit(TIMEOUT_EXIT_CODE)
-
-    timer = threading.Timer(timeout, give_up)
+    message = f"rank {_rank} waited {timeout:.0f} s for {what} and gives up; see the other ranks' logs"
+    timer = threading.Timer(timeout, _give_up, (message,))
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+class ProgressWatch:
+    """Ends this process with a message when training makes no progress: a rank waits for another inside a graph.
+
+    There neither Python nor `waiting` can look in. The watch starts with the first `beat`, so that the first
+    compilation does not count.
+
+    Args:
+        timeout: seconds between two beats; 0: no watch.
+        rank: for the message.
+    """
+
+    def __init__(self, timeout: float, rank: int) -> None:
+        self._timeout = timeout
+        self._rank = rank
+        self._last: Optional[float] = None
+        self._stop = threading.Event()
+
+    def beat(self) -> None:
+        """Progress was made."""
+        first, self._last = self._last is None, time.monotonic()
+        if first and self._timeout:
+            threading.Thread(target=self._watch, name="progress-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """No more beats will come, and none are missed."""
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(min(10.0, self._timeout / 10)):
+            silent = time.monotonic() - self._last
+            if silent > self._timeout:
+                _give_up(
+                    f"rank {self._rank}: no step finished for {silent:.0f} s (step_timeout {self._timeout:.0f}): this "
+                    "rank or another is stuck; see the logs of all ranks"
+                )
+
+
+def _give_up(message: str) -> None:
+    logger.error("%s", message)
+    logging.shutdown()
+    os._exit(TIMEOUT_EXIT_CODE)
 
 
 def all_reduce_sum(values: np.ndarray, timeout: float = COLLECTIVE_TIMEOUT) -> np.ndarray:

@@ -32,7 +32,7 @@ logger = logging.getLogger("focal")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.1
-INTERRUPT_GRACE = 30.0  # seconds that workers have after Ctrl-C or SIGTERM to write what they want kept
+INTERRUPT_GRACE = 300.0  # seconds that workers have after Ctrl-C or SIGTERM to save and to send their results
 SCHEDULER_GRACE = 20.0  # seconds that the scheduler has to end after the last worker
 LAST_LINES = 20
 _PORTS = range(20000, 32000)  # below the ports that systems hand out for outgoing connections
@@ -144,6 +144,8 @@ class _Job:
         local_size = run.device_num // run.node_num
         host = _address(run.master_addr)
         port = run.master_port or free_port()
+        if run.node_num > 1 and host.startswith("127."):
+            logger.warning("master_addr: %s is this server itself; no other server can join at it", host)
         common = {
             **os.environ,
             "MS_WORKER_NUM": str(run.device_num),
@@ -192,6 +194,8 @@ class _Job:
             return
         self.interrupted = number
         self.deadline = time.monotonic() + INTERRUPT_GRACE
+        name = signal.Signals(number).name
+        logger.info("%s: passed on; the workers save and stop. Once more ends them at once", name)
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)

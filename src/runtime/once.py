@@ -54,7 +54,7 @@ def once_per_machine(device: Device, what: str, work: Callable[[], None], token:
 
     Args:
         what: a word for the work, e.g. "data"; part of the marker's name and of messages.
-        token: `job_token()`, the same on all ranks.
+        token: the same on all ranks and of this very piece of work: `job_token()` and a number.
         timeout: seconds after which a waiting rank gives up.
 
     Raises:

@@ -91,6 +91,7 @@ class Storage:
             Path(self.output_folder) / "tensorboard"
         )
         self._token: Optional[str] = None
+        self._rounds = 0
         self._data_folder: Optional[str] = None
         self._uploader: Optional[Uploader] = None
         self._closed = False
@@ -169,7 +170,8 @@ class Storage:
     def _once_per_machine(self, what: str, work: Callable[[], None]) -> None:
         if self._token is None:
             self._token = job_token(self.device)
-        once_per_machine(self.device, what, work, self._token, COPY_TIMEOUT)
+        self._rounds += 1  # the same on all ranks, which ask for the same things in the same order
+        once_per_machine(self.device, what, work, f"{self._token}-{self._rounds}", COPY_TIMEOUT)
 
     def _find_data(self) -> str:
         return self.config.data.data_url

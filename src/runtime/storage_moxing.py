@@ -122,9 +122,9 @@ class MoxingStorage(Storage):
         record.unlink(missing_ok=True)
         for source in sources:
             with_retries(f"copying {source.url}", lambda source=source: self._copy(source, target))
-        unpack_archives(target, target)
+        unpack_archives(target, target, remove=True)
         for folder in [entry for entry in target.iterdir() if entry.is_dir() and not looks_like_dataset(entry)]:
-            unpack_archives(folder, folder)
+            unpack_archives(folder, folder, remove=True)
         record.write_text(json.dumps(wanted), encoding="utf-8")
 
     def _copy(self, source: Source, target: Path) -> None:

@@ -28,7 +28,7 @@ FREE_KEYS = frozenset(
     + ("device_target", "device_num", "device_id", "node_num", "node_rank", "master_addr", "master_port", "graph_mode")
     + ("dataset_sink_mode", "recompute", "pretrained", "use_ema", "resume", "allow_config_change", "run_openi")
     + ("eval_every", "save_every", "save_steps", "keep_checkpoint_max", "keep_best_max", "log_steps", "max_steps")
-    + ("max_nonfinite_steps", "worker_processes", "json", "file_format", "file_name", "cache_dir")
+    + ("max_nonfinite_steps", "worker_processes", "json", "file_format", "file_name", "cache_dir", "step_timeout")
 )
 
 

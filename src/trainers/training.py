@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Callable, Optional
 
 import mindspore as ms
@@ -14,7 +14,7 @@ from mindspore import Tensor
 
 from src.config import Config, ConfigError
 from src.evaluation import EvalStep, averaged_weights, evaluate
-from src.runtime.device import Device, all_reduce_sum
+from src.runtime.device import Device, ProgressWatch, all_reduce_sum
 from src.runtime.signals import StopSignals
 from src.trainers.callbacks import (
     DivergenceGuard,
@@ -83,6 +83,7 @@ class Training:
         self.queue, self.line, self.epoch = UpdateQueue(), Summary(images_per_update), Summary(images_per_update)
         self.guard = DivergenceGuard(config.step.max_nonfinite_steps)
         self.stop = stop
+        self.watch = ProgressWatch(config.run.step_timeout if device.world_size > 1 else 0.0, device.rank)
         self.evaluation_seconds = 0.0
         self.first_update = True  # of this process: it compiles
         self.started = time.time()
@@ -105,6 +106,8 @@ class Training:
         except TrainingDiverged:
             self._save_if_none()
             raise
+        finally:
+            self.watch.stop()
         return self._finish()
 
     def _steps(self) -> Iterator[tuple]:
@@ -124,7 +127,14 @@ class Training:
             for _, (images, targets) in zip(range(per_epoch - first), batches):
                 yield self.train_step(Tensor(images), Tensor(targets))
 
+    def _watched(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The items of `batches`, each taken as a sign of progress; stop signals stay ours."""
+        for item in self.stop.guard(batches):
+            self.watch.beat()
+            yield item
+
     def _after_step(self, outputs: tuple) -> None:
+        self.watch.beat()
         progress = self.progress
         progress.step_in_epoch += 1
         if progress.step_in_epoch % self.micro_batches:
@@ -196,10 +206,10 @@ class Training:
         """Evaluate raw and averaged weights, keep the best; returns the results for the progress line."""
         start = time.time()
         skip = self.config.data.skip_unreadable
-        results = {"": evaluate(self.eval_step, self.eval_data, skip, self.stop.guard)}
+        results = {"": evaluate(self.eval_step, self.eval_data, skip, self._watched)}
         if self.train_step.ema is not None:
             with averaged_weights(self.train_step.ema):
-                results["ema_"] = evaluate(self.eval_step, self.eval_data, skip, self.stop.guard)
+                results["ema_"] = evaluate(self.eval_step, self.eval_data, skip, self._watched)
         self.train_step.set_train()
         self.evaluation_seconds = time.time() - start
         values = {}

@@ -83,6 +83,12 @@ def test_a_half_unpacked_archive_is_done_again(tmp_path: Path) -> None:
     assert not (tmp_path / "digits.unpacking").exists()
 
 
+def test_copies_of_archives_are_removed_once_unpacked(tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "digits"), "zip", make(tmp_path / "made")))
+    assert unpack_archives(tmp_path, tmp_path, remove=True)
+    assert not archive.exists() and (tmp_path / "digits" / "train" / "cat" / "1.jpg").exists()
+
+
 def test_no_archives(tmp_path: Path) -> None:
     assert not unpack_archives(tmp_path, tmp_path)
 

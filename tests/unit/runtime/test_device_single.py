@@ -66,6 +66,39 @@ def test_a_wait_that_never_ends_ends_the_process() -> None:
     assert "rank 0 waited 1 s for the moon and gives up" in result.stderr
 
 
+def test_training_without_progress_ends_the_process() -> None:
+    code = (
+        "import time, logging; logging.basicConfig()\n"
+        "from src.runtime.device import ProgressWatch\n"
+        "watch = ProgressWatch(1.0, rank=3)\n"
+        "time.sleep(1.5)  # compiling: the watch has not begun\n"
+        "for _ in range(6): watch.beat(); time.sleep(0.3)\n"
+        "time.sleep(60)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
+    assert result.returncode == device_module.TIMEOUT_EXIT_CODE
+    assert "rank 3: no step finished for 1 s (step_timeout 1)" in result.stderr
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.3])
+def test_a_watch_that_is_off_or_stopped_ends_nothing(timeout: float) -> None:
+    code = (
+        "import time\n"
+        "from src.runtime.device import ProgressWatch\n"
+        f"watch = ProgressWatch({timeout}, rank=3)\n"
+        "watch.beat()\n"
+        "if watch._timeout: watch.stop()\n"
+        "time.sleep(0.8)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=30).returncode == 0
+
+
+def test_numpy_2_is_refused_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "__version__", "2.0.1")
+    with pytest.raises(UserError, match=r"numpy 2\.0\.1 does not work"):
+        setup_device(load_config({"device_target": "CPU"}).run)
+
+
 def test_a_wait_that_ends_is_left_alone() -> None:
     code = "import time\nfrom src.runtime.device import waiting\nwith waiting('nothing', 0.2): pass\ntime.sleep(0.5)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, timeout=30).returncode == 0
