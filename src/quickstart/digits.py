@@ -1,4 +1,4 @@
-"""1,797 real handwritten digits (UCI optical recognition of handwritten digits, as scikit-learn ships them) as images."""
+"""1,797 real handwritten digits as an image folder (UCI optical recognition of digits, from scikit-learn)."""
 
 from __future__ import annotations
 
