@@ -27,7 +27,7 @@ def main() -> Optional[int]:
         if config.run.pretrained is None:
             raise ConfigError("pretrained: eval.py needs a checkpoint; give --pretrained CKPT")
         if not (in_cloud or config.run.run_openi):
-            check_input_files(config.run)
+            check_input_files(config.run, config.data)
         if is_worker(config):
             return run_worker(config, unknown_arguments)
     return launch_if_needed(config, sys.argv[1:])

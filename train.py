@@ -22,7 +22,7 @@ def main() -> Optional[int]:
         in_cloud = on_cloud_platform()
         config, unknown_arguments = config_from_command_line(sys.argv[1:], __doc__, tolerate_unknown=in_cloud)
         if not (in_cloud or config.run.run_openi):
-            check_input_files(config.run)
+            check_input_files(config.run, config.data)
         if is_worker(config):
             return run_worker(config, unknown_arguments, stop)
     return launch_if_needed(config, sys.argv[1:])

@@ -87,6 +87,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"checkpoint: {path} {_why_no_file(path)}")
+    if path.suffix != ".ckpt":  # load_checkpoint insists
+        raise CheckpointError(f"checkpoint: {path} is no MindSpore checkpoint: its name does not end in .ckpt")
     has_checksum = _ends_with_checksum(path)
     try:
         with _quiet_mindspore():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from src.config.schema import RunConfig
+from src.config.schema import DataConfig, RunConfig
 from src.errors import UserError
 
 logger = logging.getLogger("focal")
@@ -13,12 +13,14 @@ logger = logging.getLogger("focal")
 RESULTS = ("checkpoints", "best", "metrics.jsonl", "tensorboard", "config.yaml")
 
 
-def check_input_files(run: RunConfig) -> None:
-    """Check that the checkpoints named in the configuration exist. Needs no MindSpore, so it answers at once.
+def check_input_files(run: RunConfig, data: DataConfig) -> None:
+    """Check that the files named in the configuration exist. Needs no MindSpore, so it answers at once.
 
     Raises:
-        UserError: `pretrained` or `resume` names no file.
+        UserError: `pretrained` or `resume` names no file, or `data_url` no folder.
     """
+    if not Path(data.data_url).exists():
+        raise UserError(f"data_url: {data.data_url} does not exist; --data_url names the folder with train/ and val/")
     for key, path in (("pretrained", run.pretrained), ("resume", run.resume)):
         if path is None or (key == "resume" and path == "auto"):
             continue

@@ -1,0 +1,197 @@
+"""train.py and eval.py on real images: mistakes told at once, fine-tuning, sink mode, stop on divergence."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import time
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from src.config import load_config
+from src.data import EvalData, TrainData, check_data
+from src.evaluation import EvalStep
+from src.runtime.device import Device
+from src.runtime.signals import StopSignals
+from src.trainers import training as training_module
+from src.trainers.callbacks import MetricsFiles, TrainingDiverged
+from src.trainers.checkpoint import BestCheckpoints, LastCheckpoints, read_checkpoint, write_checkpoint
+from src.trainers.setup import build_network, build_train_step
+from src.trainers.train_state import Progress
+from src.trainers.training import Outputs, Training
+from tests.integration.jobs import REPOSITORY, job
+from tests.integration.train_jobs import command, make_workplace, records
+
+
+@pytest.fixture
+def focal_log(caplog):
+    logger = logging.getLogger("focal")
+    logger.propagate, before = True, logger.propagate
+    caplog.set_level(logging.INFO, logger="focal")
+    yield caplog
+    logger.propagate = before
+
+
+def build(folder, config, train_data=None):
+    """A Training in this process, as train.py puts it together."""
+    layout = check_data(config, config.data.data_url)
+    network = build_network(config)
+    train_data = train_data or TrainData(config, layout)
+    step = build_train_step(config, network, train_data.steps_per_epoch, Device())
+    metrics = MetricsFiles(str(folder), str(folder / "tensorboard"), 0)
+    last, best = LastCheckpoints(folder / "checkpoints", 2), BestCheckpoints(folder / "best", 1)
+    outputs = Outputs(metrics, last, best)
+    data = (train_data, EvalData(config, layout))
+    return Training(config, Device(), step, EvalStep(network), *data, Progress(), outputs, StopSignals())
+
+
+def load(folder, **overrides):
+    config = make_workplace(folder)
+    return load_config(config, {"data_url": str(folder / "data"), **overrides})
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--batch_sise", "3"], "batch_size"),
+        (["--pretrained", "no/such.ckpt", "--data_url", "tests"], "no/such.ckpt"),
+        (["--resume", "no/other.ckpt", "--data_url", "tests"], "no/other.ckpt"),
+        (["--data_url", "no/such/folder"], "no/such/folder"),
+        (["--pretrained", "README.md", "--data_url", "tests"], "README.md|holds neither train/ and val/"),
+    ],
+)
+def test_a_mistake_is_one_line_within_seconds(script, flags, named):
+    start = time.monotonic()
+    line = [sys.executable, script, "--device_target", "CPU", "--amp_level", "O0", "--pretrained", "LICENSE", *flags]
+    done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    seconds = time.monotonic() - start
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(errors) == 1 and "Traceback" not in done.stderr
+    assert any(name in errors[0] for name in named.split("|")), errors[0]
+    print(f"{seconds:.1f} s: {errors[0]}")
+
+
+@pytest.mark.slow
+def test_train_evaluate_and_fine_tune(tmp_path):
+    """One training; eval.py on its best checkpoint; then its weights under another number of classes."""
+    config = make_workplace(tmp_path, epochs=2)
+    output = tmp_path / "out"
+    with job(command(config, output), tmp_path / "train.log") as run:
+        assert run.wait(300) == 0, run.output
+        assert "epoch 2/2: loss" in run.output and "images/s" in run.output and "left" in run.output
+    names = {path.name for path in output.iterdir()}
+    assert names >= {"config.yaml", "log", "metrics.jsonl", "tensorboard", "checkpoints", "best"}
+    recorded = load_config(output / "config.yaml")
+    assert recorded.optim.epochs == 2 and recorded.run.train_url == str(output)
+
+    best = read_checkpoint(output / "best" / "best.ckpt")
+    expected = best.meta["accuracy"]
+    for use_ema, prefix in ((False, ""), (True, "ema_")):
+        flags = {"pretrained": output / "best" / "best.ckpt", "json": tmp_path / "eval.json", "use_ema": use_ema}
+        with job(command(config, output, "eval.py", **flags), tmp_path / "eval.log") as run:
+            assert run.wait(300) == 0, run.output
+            assert "top-1 " in run.output and "images 13" in run.output
+        figures = json.loads((tmp_path / "eval.json").read_text())
+        assert figures["images"] == 13
+        for name in ("top1", "top5", "loss"):
+            assert figures[name] == pytest.approx(expected[prefix + name], rel=1e-5), (use_ema, name)
+    assert expected["top5"] == 100, "four classes: all within five"
+    assert records(output, "val")[-1]["images"] == 13
+
+    for number in range(10):  # a fifth class, for a head of another shape
+        source = next((tmp_path / "data" / "train" / "0").iterdir())
+        place = tmp_path / "data" / "train" / "extra"
+        place.mkdir(exist_ok=True)
+        (place / f"{number}.png").write_bytes(source.read_bytes())
+    flags = {"pretrained": output / "checkpoints" / "last.ckpt", "num_classes": 5, "freeze_stages": 1, "max_steps": 2,
+             "layer_decay": 0.5}  # fmt: skip
+    with job(command(config, tmp_path / "tuned", **flags), tmp_path / "tune.log") as run:
+        assert run.wait(300) == 0, run.output
+        assert "left as initialised for this number of classes or image size: head.weight, head.bias" in run.output
+        assert "frozen: stem and first 1 stage(s)" in run.output
+    before = read_checkpoint(output / "checkpoints" / "last.ckpt").tensors
+    tuned = read_checkpoint(tmp_path / "tuned" / "checkpoints" / "last.ckpt")
+    assert tuned.meta["progress"]["update"] == 2
+    frozen = [name for name in before if name.startswith(("patch_embed.", "layers.0."))]
+    assert len(frozen) > 20 and all((tuned.tensors[name] == before[name]).all() for name in frozen)
+    moved = "layers.1.blocks.0.mlp.fc1.weight"
+    assert (tuned.tensors[moved] != before[moved]).any() and tuned.tensors["head.weight"].shape[0] == 5
+    assert not any(name.startswith(("moment1.patch_embed", "ema.layers.0.")) for name in tuned.tensors)
+
+
+def sink_stand_in(step, dataset, sink_size):
+    """What `mindspore.data_sink` does, without a device queue: CPU has none."""
+    assert sink_size == 1
+    rows = dataset.create_tuple_iterator(output_numpy=True)
+    return lambda: step(*(Tensor(column) for column in next(rows)))
+
+
+@pytest.mark.slow
+def test_sink_mode_gives_the_same_training(tmp_path, monkeypatch):
+    """Only the queue itself needs an Ascend: the same Cell, batches and bookkeeping run here either way."""
+    results, kept = [], []  # kept: a compiled Cell that dies makes MindSpore compile the others once more
+    for sink in (False, True):
+        config = load(tmp_path, device_target="Ascend", dataset_sink_mode=sink, epochs=2)
+        monkeypatch.setattr(training_module.ms, "data_sink", sink_stand_in)
+        folder = tmp_path / str(sink)
+        job_in_process = build(folder, config)
+        kept.append(job_in_process)
+        assert job_in_process.run() == 0
+        results.append((records(folder), read_checkpoint(folder / "checkpoints" / "last.ckpt").tensors))
+        assert len(job_in_process.train_step.compile_cache) == 1, "compiled once over all epochs"
+        assert len(job_in_process.eval_step.compile_cache) == 1
+    (first, tensors), (second, others) = results
+    assert [record["loss"] for record in first] == [record["loss"] for record in second] and len(first) == 12
+    assert all((tensors[name] == others[name]).all() for name in tensors)
+
+
+class PoisonedData:
+    """Training batches whose targets turn to nan from a certain update on."""
+
+    def __init__(self, data, from_update):
+        self.data, self.from_update, self.count = data, from_update, 0
+        self.steps_per_epoch = data.steps_per_epoch
+
+    def epoch(self, epoch, first_step=0):
+        for images, targets in self.data.epoch(epoch, first_step):
+            self.count += 1
+            yield images, targets * (np.nan if self.count > self.from_update else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("save_steps", [0, 2])
+def test_divergence_stops_with_the_last_good_state(tmp_path, focal_log, save_steps):
+    config = load(tmp_path, max_nonfinite_steps=3, save_steps=save_steps, log_steps=50, loss_scale=64)
+    data = PoisonedData(TrainData(config, check_data(config, config.data.data_url)), from_update=3)
+    training = build(tmp_path / "out", config, data)
+    with pytest.raises(TrainingDiverged, match="3 non-finite updates in a row, the last good one: update 3"):
+        training.run()
+    assert "the last updates before the stop" in focal_log.text and "(good)" in focal_log.text
+    last = read_checkpoint(tmp_path / "out" / "checkpoints" / "last.ckpt")
+    assert all(np.isfinite(value).all() for value in last.tensors.values())
+    assert last.tensors["optimizer.step"] == 3
+    assert last.meta["progress"]["last_good_update"] == 3
+    assert float(training.train_step.loss_scale.value.asnumpy()) == 8.0
+
+
+def test_eval_refuses_a_checkpoint_of_another_network(tmp_path):
+    config = make_workplace(tmp_path)
+    write_checkpoint(tmp_path / "a.ckpt", {"head.weight": np.zeros((4, 7), np.float32)}, {})
+    line = command(config, tmp_path / "out", "eval.py", pretrained=tmp_path / "a.ckpt")
+    done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "missing: " in error and "misshaped: head.weight (4, 7) for (4, 32)" in error
+
+
+def test_data_sink_is_what_mindspore_documents():
+    """The stand-in above must not outlive the interface."""
+    import inspect
+
+    assert list(inspect.signature(ms.data_sink).parameters)[:3] == ["fn", "dataset", "sink_size"]
