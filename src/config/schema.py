@@ -150,7 +150,7 @@ class StepConfig:
     """What one training step does besides forward, backward and update."""
 
     amp_level: str = key("O0", "O0 float32; O1..O3 float16; bf16; see README", choices=("O0", "O1", "O2", "O3", "bf16"))
-    keep_bn_fp32: bool = key(True, "normalisation layers in float32 at O2 and O3")
+    keep_bn_fp32: bool = key(True, "O3: normalisation layers in float32 all the same")
     loss_scale: float = key(1024.0, "initial (or fixed) factor on the loss", low=1.0)
     is_dynamic_loss_scale: bool = key(True, "halve the scale on overflow, double it after scale_window good steps")
     scale_window: int = key(2000, "good steps before the dynamic scale doubles", low=1)
