@@ -69,7 +69,7 @@ def run_evaluation(config: Config, device: Any, data_folder: str) -> Any:
 
 def report(accuracy: Any, json_file: Optional[str]) -> None:
     """Print the figures and, where asked for, write them as JSON."""
-    figures = {**dataclasses.asdict(accuracy), "images_per_second": accuracy.images_per_second}
+    figures = dataclasses.asdict(accuracy)
     print(f"top-1 {accuracy.top1:.4f} %")
     print(f"top-5 {accuracy.top5:.4f} %")
     print(f"loss {accuracy.loss:.6f}")

@@ -25,18 +25,22 @@ logger = logging.getLogger("focal")
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """Result of an evaluation: per cent, mean cross-entropy, images counted (over all ranks), seconds on this rank."""
+    """Result of an evaluation, over all ranks.
+
+    Attributes:
+        top1, top5: per cent.
+        loss: mean cross-entropy.
+        images: images counted.
+        seconds: from the first batch to the last.
+        images_per_second: without the first batch, which compiles, unless it is the only one.
+    """
 
     top1: float
     top5: float
     loss: float
     images: int
     seconds: float
-
-    @property
-    def images_per_second(self) -> float:
-        """Images of all ranks per second, the first batch (compilation) included."""
-        return self.images / self.seconds if self.seconds > 0 else 0.0
+    images_per_second: float
 
 
 class EvalStep(nn.Cell):
@@ -90,17 +94,23 @@ def evaluate(
     Raises:
         UserError: an image could not be read, and `skip_unreadable` is off; or none is left.
     """
-    start = time.time()
+    start = first_done = time.time()
     eval_step.set_train(False)
-    sums = np.zeros(4, np.float64)
+    sums, first_images = np.zeros(4, np.float64), 0.0
     for images, labels, valid in guard(data):
         sums += eval_step(Tensor(images), Tensor(labels), Tensor(valid)).asnumpy()
+        if not first_images:
+            first_images, first_done = sums[3], time.time()
+    seconds, seconds_after_first = time.time() - start, time.time() - first_done
+    share_after_first = 1 - first_images / sums[3] if sums[3] else 0.0
     sums = _add_over_ranks(sums)
     _check_unreadable(data, skip_unreadable)
     if sums[3] == 0:
         raise UserError("evaluation: val holds no readable image")
     top1, top5, loss = (float(value) for value in sums[:3] / sums[3])
-    return Accuracy(100 * top1, 100 * top5, loss, int(round(sums[3])), time.time() - start)
+    count = int(round(sums[3]))
+    speed = count * share_after_first / seconds_after_first if share_after_first else count / max(seconds, 1e-9)
+    return Accuracy(100 * top1, 100 * top5, loss, count, seconds, float(speed))
 
 
 def _add_over_ranks(sums: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ def check_input_files(run: RunConfig, data: DataConfig) -> None:
     Raises:
         UserError: `pretrained` or `resume` names no file, or `data_url` no folder.
     """
-    if not Path(data.data_url).exists():
+    if "://" not in data.data_url and not Path(data.data_url).exists():
         raise UserError(f"data_url: {data.data_url} does not exist; --data_url names the folder with train/ and val/")
     for key, path in (("pretrained", run.pretrained), ("resume", run.resume)):
         if path is None or (key == "resume" and path == "auto"):

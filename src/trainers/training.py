@@ -31,6 +31,7 @@ from src.trainers.train_state import Progress, collect_tensors, make_meta, weigh
 logger = logging.getLogger("focal")
 
 NONFINITE = OUTPUTS.index("nonfinite")
+STOP_CHECK_UPDATES = 10  # with several ranks: updates between looks at whether one of them got a signal
 
 
 @dataclasses.dataclass
@@ -263,12 +264,12 @@ class Training:
             self.outputs.last.save(tensors, make_meta(self.config, self.progress, self.device.world_size))
 
     def _stop_agreed(self) -> bool:
-        """Whether a signal has arrived. Ranks agree at progress lines only: an agreement costs a wait on all."""
+        """Whether a signal has arrived. Ranks agree every few updates only: an agreement waits for all of them."""
         if self.progress.step_in_epoch % self.micro_batches:
             return False
         if self.device.world_size == 1:
             return self.stop.received != 0
-        if self.progress.update % self.config.run.log_steps and self.progress.step_in_epoch:
+        if self.progress.update % STOP_CHECK_UPDATES and self.progress.step_in_epoch:
             return False
         return bool(all_reduce_sum(np.array([self.stop.received], np.float32))[0])
 

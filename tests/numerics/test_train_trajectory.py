@@ -22,7 +22,7 @@ STEPS, BATCH = 60, 32
 def reference_config(case, **overrides):
     """The settings of a reference case, with the recipe that the reference's README states."""
     recipe = {"optimizer": "adamw", "weight_decay": 0.05, "clip_global_norm_value": 5.0, "ema_decay": 0.95}
-    recipe.update(device_target="CPU", amp_level="O0", loss_scale=1, is_dynamic_loss_scale=False)
+    recipe.update(device_target="CPU", amp_level="O0")
     return case_config(case, **{**recipe, **overrides})
 
 
@@ -69,11 +69,14 @@ def accuracy(step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["nano_v1", "nano_v2_useconv"])
-def test_trajectory(case):
+@pytest.mark.parametrize("case, loss_scale, dynamic", [("nano_v1", 1, False), ("nano_v2_useconv", 2**14, True)])
+def test_trajectory(case, loss_scale, dynamic):
     expected = np.load(FOLDER / f"train_{case}.npz")
-    step, rows = run(reference_config(case), case)
+    step, rows = run(
+        reference_config(case, loss_scale=loss_scale, is_dynamic_loss_scale=dynamic, scale_window=20), case
+    )
     loss, norm = rows[:, OUTPUTS.index("loss")], rows[:, OUTPUTS.index("grad_norm")]
+    assert rows[-1, OUTPUTS.index("scale")] == (loss_scale * 4 if dynamic else loss_scale)  # doubled twice in 60 steps
     deviation = np.abs(loss / expected["loss"] - 1)
     print(f"{case}: loss deviates by {deviation[:5].max():.1e} in 5 steps, {deviation.max():.1e} in 60")
     assert deviation[:5].max() < 1e-4
