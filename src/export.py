@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import mindspore as ms
 import numpy as np
@@ -16,6 +16,8 @@ from src.data import load_eval_image
 from src.data.layout import IMAGE_EXTENSIONS
 from src.errors import UserError
 from src.models.inference import prepare_for_export
+from src.onnx_export.graph import import_onnx
+from src.onnx_export.network import write_onnx
 
 logger = logging.getLogger("focal")
 
@@ -38,6 +40,9 @@ def check_export(config: Config) -> Path:
             f"file_format: AIR can only be written on an Ascend, not with device_target {run.device_target}; "
             f"use MINDIR or ONNX here"
         )
+    if file_format == "ONNX":
+        import_onnx()
+        _import_onnxruntime()
     suffix = SUFFIXES[file_format]
     path = Path(run.file_name) if run.file_name else Path(run.train_url) / config.model.arch
     if path.suffix.lower() in SUFFIXES.values() and path.suffix.lower() != suffix:
@@ -99,7 +104,10 @@ def export_network(network: nn.Cell, config: Config, path: Path, images: np.ndar
     unchecked = path.with_name(f"{path.stem}.unchecked{path.suffix}")
     example = Tensor(np.zeros((1, *images.shape[1:]), np.float32))
     try:
-        ms.export(network, example, file_name=str(unchecked.with_suffix("")), file_format=config.run.file_format)
+        if config.run.file_format == "ONNX":
+            write_onnx(network, images.shape[1:], unchecked)
+        else:
+            ms.export(network, example, file_name=str(unchecked.with_suffix("")), file_format=config.run.file_format)
         if config.run.file_format == "AIR":
             difference = float("nan")
         else:
@@ -118,16 +126,18 @@ def export_network(network: nn.Cell, config: Config, path: Path, images: np.ndar
 
 
 def open_exported(path: Path) -> Runner:
-    """A function that runs an exported file on the CPU (MINDIR) on images (1, 3, H, W).
+    """A function that runs an exported file on the CPU, image by image (MINDIR) or batch by batch (ONNX).
 
     Raises:
-        UserError: no such file, or one that does not load.
+        UserError: no such file, one that does not load, or the package that runs it is missing.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"model: {path} does not exist")
     if path.suffix == ".mindir":
         return _open_mindir(path)
+    if path.suffix == ".onnx":
+        return _open_onnx(path)
     raise UserError(f"model: {path}: cannot run files ending in {path.suffix}; known are .mindir, .onnx")
 
 
@@ -142,3 +152,20 @@ def _open_mindir(path: Path) -> Runner:
         return np.concatenate([cell(Tensor(image[None])).asnumpy() for image in images])
 
     return run
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError("ONNX files are run with the onnxruntime package; pip install onnxruntime") from None
+    return onnxruntime
+
+
+def _open_onnx(path: Path) -> Runner:
+    onnxruntime = _import_onnxruntime()
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise UserError(f"model: {path} is no whole ONNX file ({str(error).strip().splitlines()[0][:120]})") from None
+    return lambda images: session.run(None, {session.get_inputs()[0].name: images})[0]

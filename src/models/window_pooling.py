@@ -31,7 +31,7 @@ class WindowPooling(nn.Cell):
         super().__init__()
         table = pooling_table(stage_map, level)
         self.area, self.num_pooled = table.shape  # s * s, P
-        self.method = method
+        self.method, self.channels = method, channels
         side = int(self.area**0.5)
         in_place = table.size == stage_map.num_tokens and (table.reshape(-1) == np.arange(table.size)).all()
         self.pick: Optional[nn.Cell] = None if in_place else GatherRows(table, stage_map.num_tokens)

@@ -1,0 +1,1 @@
+"""ONNX files, written with the onnx package from the network's weights and tables."""
