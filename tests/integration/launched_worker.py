@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,21 +23,23 @@ from src.runtime.storage import open_storage, resolve_output_folder  # noqa: E40
 def main() -> int:
     """The job, in the order of train.py."""
     config, unknown = config_from_command_line(sys.argv[1:], "stand-in")
+    behaviour = os.environ.get("FOCAL_TEST", "")
+    if "moxing" in behaviour:
+        install_moxing(Path(os.environ["FOCAL_TEST_STORE"]), fails="fails" in behaviour)
     code = launch_if_needed(config, sys.argv[1:])
     if code is not None:
         return code
-    behaviour = os.environ.get("FOCAL_TEST", "")
     if behaviour == "fail_at_start" and os.environ["RANK_ID"] == "1":
         sys.stderr.write("cannot find the thing I need\n")
         return 3
-    if "moxing" in behaviour:
-        install_moxing(Path(os.environ["FOCAL_TEST_STORE"]), fails="fails" in behaviour)
     device = setup_device(config.run)
     logger = setup_logging(device, resolve_output_folder(config))
     with open_storage(config, device, unknown) as storage:
         logger.info("rank %d of %d is ready", device.rank, device.world_size)
         if behaviour == "collectives":
             report(config, device, collectives(device))
+        elif behaviour == "moxing_dies":
+            die_with_results(device, storage)
         elif "moxing" in behaviour:
             bring_data(config, device, storage)
         elif behaviour == "hang":
@@ -117,6 +120,17 @@ def bring_data(config: Config, device: Device, storage: object) -> None:
     if device.is_main:
         Path(storage.output_folder, "last.ckpt").write_text("weights")
         storage.send_results()
+
+
+def die_with_results(device: Device, storage: object) -> None:
+    """Rank 0 is killed (out of memory, say) with results that it has not sent."""
+    from src.runtime.device import barrier
+
+    barrier("both are here", timeout=60)
+    if device.is_main:
+        Path(storage.output_folder, "last.ckpt").write_text("weights")
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
 
 
 def work_for_ever(config: Config, device: Device) -> None:

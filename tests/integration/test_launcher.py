@@ -189,6 +189,16 @@ def test_a_cloud_job_copies_once_and_sends_its_results(tmp_path: Path) -> None:
     assert (tmp_path / "cache" / "output" / "last.ckpt").exists()
 
 
+def test_results_of_a_killed_worker_are_sent_by_the_launcher(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    environment = {"FOCAL_TEST": "moxing_dies", "FOCAL_TEST_STORE": str(store), "TMPDIR": str(tmp_path)}
+    with job(cloud(tmp_path), tmp_path / "out", **environment) as running:
+        assert running.wait(START) == 128 + signal.SIGKILL, running.output
+        assert running.left_behind() == {}
+    assert (store / "bucket" / "out" / "last.ckpt").read_text() == "weights"
+    assert (store / "bucket" / "out" / "log" / "worker_1.log").exists()  # what one needs to find the cause
+
+
 def test_a_failed_copy_reaches_every_rank(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     environment = {"FOCAL_TEST": "moxing_fails", "FOCAL_TEST_STORE": str(store), "TMPDIR": str(tmp_path)}
