@@ -25,7 +25,7 @@ from src.errors import UserError
 from src.runtime import processes
 from src.runtime.device import Device
 from src.runtime.environment import check_device_num, detect_launch
-from src.runtime.logging import setup_logging
+from src.runtime.logging import make_log_folder, setup_logging
 from src.runtime.storage import LOCAL, detect_platform, open_storage, resolve_output_folder
 
 logger = logging.getLogger("focal")
@@ -75,8 +75,7 @@ def launch_if_needed(config: Config, argv: Sequence[str], script: Optional[str] 
         return None
     if run.device_num == 1:
         return None
-    log_folder = Path(resolve_output_folder(config)) / "log"
-    log_folder.mkdir(parents=True, exist_ok=True)
+    log_folder = make_log_folder(resolve_output_folder(config))
     setup_logging(0)
     command = [sys.executable, script or os.path.abspath(sys.argv[0]), *argv]
     code = _Job(run, command, log_folder).run()

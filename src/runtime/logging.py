@@ -7,9 +7,26 @@ import sys
 from pathlib import Path
 from typing import Optional, Union
 
+from src.errors import UserError
 from src.runtime.device import Device
 
 LOGGER_NAME = "focal"
+
+
+def make_log_folder(folder: str) -> Path:
+    """The folder `log` in the job's train_url, made if it is not there.
+
+    Raises:
+        UserError: it cannot be.
+    """
+    path = Path(folder) / "log"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"train_url: cannot make {path} ({error.strerror}); give a folder that can be written"
+        ) from None
+    return path
 
 
 def setup_logging(device_or_rank: Union[Device, int], folder: Optional[str] = None) -> logging.Logger:
@@ -21,6 +38,9 @@ def setup_logging(device_or_rank: Union[Device, int], folder: Optional[str] = No
 
     Returns:
         The logger. A second call replaces the handlers of the first.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
     rank = device_or_rank if isinstance(device_or_rank, int) else device_or_rank.rank
     logger = logging.getLogger(LOGGER_NAME)
@@ -35,8 +55,7 @@ def setup_logging(device_or_rank: Union[Device, int], folder: Optional[str] = No
     terminal.setFormatter(logging.Formatter(f"{prefix}%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logger.addHandler(terminal)
     if folder is not None:
-        log_folder = Path(folder) / "log"
-        log_folder.mkdir(parents=True, exist_ok=True)
+        log_folder = make_log_folder(folder)
         file = logging.FileHandler(log_folder / f"rank_{rank}.log", encoding="utf-8")
         file.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s"))
         logger.addHandler(file)

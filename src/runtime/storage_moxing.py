@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,7 @@ from src.runtime.upload import with_retries
 
 logger = logging.getLogger("focal")
 
-COMPLETE = ".focal_complete.json"  # in a data folder: which sources lie there in whole
+RECORD = ".focal_data.json"  # in the data folder: which sources we copy there, and whether all of it has arrived
 PREMOUNTED = ("sfs/data/imagenet", "dataset", "data")  # in cache_dir: where platforms mount data
 
 
@@ -113,19 +114,16 @@ class MoxingStorage(Storage):
         return given  # the check of the data says what is missing
 
     def _bring_data(self, sources: list[Source], target: Path) -> None:
-        record = target / COMPLETE
         wanted = [list(source) for source in sources]
-        if record.exists() and json.loads(record.read_text(encoding="utf-8")) == wanted:
+        if _prepare_target(target, wanted):
             logger.info("data: %s has it already", target)
             return
-        target.mkdir(parents=True, exist_ok=True)
-        record.unlink(missing_ok=True)
         for source in sources:
             with_retries(f"copying {source.url}", lambda source=source: self._copy(source, target))
         unpack_archives(target, target, remove=True)
         for folder in [entry for entry in target.iterdir() if entry.is_dir() and not looks_like_dataset(entry)]:
             unpack_archives(folder, folder, remove=True)
-        record.write_text(json.dumps(wanted), encoding="utf-8")
+        _write_record(target, wanted, complete=True)
 
     def _copy(self, source: Source, target: Path) -> None:
         place = target / source.name
@@ -189,6 +187,40 @@ class MoxingStorage(Storage):
         if self._sender is None:
             self._sender = ResultSender(self._moxing, Path(self.output_folder), self.config.run.train_url)
         self._sender.send()
+
+
+def _prepare_target(target: Path, wanted: list[list[str]]) -> bool:
+    """Make `target` ready to take the sources `wanted`; returns whether it holds all of them already.
+
+    Other sources that an earlier job copied are removed: their classes would mix with these.
+
+    Raises:
+        UserError: files that are not ours lie there.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        record = json.loads((target / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = None
+    if record is None and any(target.iterdir()):
+        raise UserError(
+            f"cache_dir: {target} holds files that were not copied by this program; use them with --data_url {target}, "
+            "remove them, or give another --cache_dir"
+        )
+    if record is not None and record["sources"] != wanted:
+        logger.info("data: removing what an earlier job copied to %s", target)
+        shutil.rmtree(target)
+    elif record is not None and record["complete"]:
+        return True
+    _write_record(target, wanted, complete=False)
+    return False
+
+
+def _write_record(target: Path, sources: list[list[str]], complete: bool) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    draft = target / f"{RECORD}.tmp"
+    draft.write_text(json.dumps({"sources": sources, "complete": complete}), encoding="utf-8")
+    os.replace(draft, target / RECORD)
 
 
 def copy_file(moxing: ModuleType, url: str, place: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from src.runtime.device import TIMEOUT_EXIT_CODE
 from tests.integration.digits import write_digits
 from tests.integration.jobs import Job, job, python
 
@@ -200,3 +201,15 @@ def test_a_worker_killed_in_mid_epoch_and_resume(place: Path) -> None:
     output = finish(train(place, "killed", device_num=1, resume="auto", max_steps=most, **keys), place / "one_on.out")
     assert "resumed from" in output
     assert "weights and optimizer state are kept, the order of the data is not" in output
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_job(place: Path) -> None:
+    """A stopped process neither fails nor answers: the others notice that no step ends."""
+    keys = {"script": "train.py", "batch_size": 2, "save_steps": 2, "epochs": 1000, "step_timeout": 8}
+    with job(train(place, "stuck", device_num=2, **keys), place / "stuck.out") as running:
+        progress(place, running, "stuck", update=5)
+        os.kill(running.pid_of("rank 1"), signal.SIGSTOP)
+        assert running.wait(60) == TIMEOUT_EXIT_CODE
+        assert running.left_behind() == {}
+        assert "rank 0: no step finished for" in running.output and "(step_timeout 8)" in running.output

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from src.runtime.launcher import free_port
 from tests.integration.jobs import Job, job, python
 
 SCRIPT = "tests/integration/launched_worker.py"
@@ -117,7 +118,7 @@ def test_under_msrun_nothing_is_launched_again(tmp_path: Path) -> None:
     msrun = shutil.which("msrun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     assert msrun, "MindSpore's msrun is not beside the interpreter"
     command = [msrun, "--worker_num=2", "--local_worker_num=2", "--join=True", f"--log_dir={tmp_path / 'msrun'}"]
-    command += ["--master_port=19733", *python(SCRIPT, device_num=2, train_url=tmp_path)[1:]]
+    command += [f"--master_port={free_port()}", *python(SCRIPT, device_num=2, train_url=tmp_path)[1:]]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # msrun takes `python` from PATH
     with job(command, tmp_path / "out", FOCAL_TEST="collectives", PATH=path) as running:
         assert running.wait(START) == 0, running.output
@@ -129,9 +130,7 @@ def test_under_msrun_nothing_is_launched_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_servers(tmp_path: Path) -> None:
     """Two launchers, as on two servers; the death of a worker of one ends the other."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     commands = [
         python(SCRIPT, device_num=2, node_num=2, node_rank=node, master_port=port, train_url=tmp_path)
         for node in (0, 1)

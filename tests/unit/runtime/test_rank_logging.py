@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from src.errors import UserError
 from src.runtime.device import Device
 from src.runtime.logging import setup_logging
 
@@ -30,6 +31,12 @@ def test_setting_up_twice_logs_once(capsys: pytest.CaptureFixture) -> None:
     setup_logging(0)
     setup_logging(0).info("once")
     assert capsys.readouterr().out.count("once") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="train_url: cannot make .*file/log .*give one that can be written"):
+        setup_logging(0, str(tmp_path / "file"))
 
 
 def test_a_resumed_job_appends(tmp_path: Path) -> None:

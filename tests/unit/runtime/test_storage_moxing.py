@@ -17,7 +17,7 @@ from src.config import load_config
 from src.errors import UserError
 from src.runtime.device import Device
 from src.runtime.storage import open_storage
-from src.runtime.storage_moxing import COMPLETE, ResultSender, Source, import_moxing, parse_sources
+from src.runtime.storage_moxing import RECORD, ResultSender, Source, import_moxing, parse_sources
 from tests.unit.runtime.fake_moxing import FakeFile, make_moxing
 
 
@@ -87,7 +87,7 @@ def test_the_platforms_package_is_not_needed_for_mounted_data_and_local_results(
 def test_one_dataset_lands_in_the_data_folder(tmp_path: Path, bucket: FakeFile) -> None:
     folder = Path(storage(tmp_path).data_folder())
     assert folder == tmp_path / "cache" / "data"
-    assert names(folder) - {COMPLETE} == names(bucket.root / "bucket" / "digits")
+    assert names(folder) - {RECORD} == names(bucket.root / "bucket" / "digits")
 
 
 def test_several_datasets_land_beside_each_other(tmp_path: Path, bucket: FakeFile) -> None:
@@ -105,8 +105,19 @@ def test_a_second_job_does_not_copy_again(tmp_path: Path, bucket: FakeFile) -> N
 
 def test_other_sources_are_copied_although_something_is_there(tmp_path: Path, bucket: FakeFile) -> None:
     storage(tmp_path).data_folder()
-    storage(tmp_path, data_url="obs://bucket/flowers").data_folder()
+    (bucket.root / "bucket" / "flowers" / "train" / "rose").mkdir()
+    (bucket.root / "bucket" / "flowers" / "train" / "rose" / "1.jpg").write_bytes(b"rose")
+    (bucket.root / "bucket" / "digits" / "train" / "cat" / "9.jpg").write_bytes(b"new")
+    folder = Path(storage(tmp_path, data_url="obs://bucket/flowers").data_folder())
     assert len(bucket.calls) == 2
+    assert names(folder) - {RECORD} == names(bucket.root / "bucket" / "flowers")  # and nothing of the digits
+
+
+def test_files_of_others_are_not_mixed_with_the_data(tmp_path: Path, bucket: FakeFile) -> None:
+    (tmp_path / "cache" / "data" / "theirs").mkdir(parents=True)
+    with pytest.raises(UserError, match="cache_dir: .*data holds files that were not copied by this program"):
+        storage(tmp_path).data_folder()
+    assert (tmp_path / "cache" / "data" / "theirs").exists()
 
 
 def test_an_archive_is_copied_and_unpacked(tmp_path: Path, bucket: FakeFile) -> None:
@@ -134,7 +145,7 @@ def test_a_copy_that_fails_at_first_is_repeated(tmp_path: Path, bucket: FakeFile
 def test_a_copy_that_never_works_is_one_clear_error(tmp_path: Path, bucket: FakeFile) -> None:
     with pytest.raises(UserError, match="moxing: obs://bucket/gone: .*No such directory"):
         storage(tmp_path, data_url="obs://bucket/gone").data_folder()
-    assert not (tmp_path / "cache" / "data" / COMPLETE).exists()
+    assert not json.loads((tmp_path / "cache" / "data" / RECORD).read_text())["complete"]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +172,7 @@ def test_a_killed_copy_is_not_taken_for_complete(tmp_path: Path, bucket: FakeFil
         storage(tmp_path).data_folder()
     (tmp_path / "cache" / "data" / "train").mkdir(parents=True, exist_ok=True)
     folder = Path(storage(tmp_path).data_folder())
-    assert len(names(folder)) == 7 and len(bucket.calls) == 2
+    assert names(folder) - {RECORD} == names(bucket.root / "bucket" / "digits") and len(bucket.calls) == 2
 
 
 # ---- flags
