@@ -15,7 +15,7 @@ def main() -> Optional[int]:
     config, _ = config_from_command_line(sys.argv[1:], __doc__)
     if config.run.pretrained is None:
         raise ConfigError("pretrained: export.py needs a checkpoint; give --pretrained CKPT")
-    check_input_files(config.run)
+    check_input_files(config.run, config.data)
     return export(config)
 
 

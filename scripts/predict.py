@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config import ConfigError, config_from_command_line  # noqa: E402
 from src.errors import run_main  # noqa: E402
-from src.trainers.paths import check_input_files  # noqa: E402
+from src.trainers.paths import check_checkpoint_files  # noqa: E402
 
 
 def main() -> Optional[int]:
@@ -27,7 +27,7 @@ def main() -> Optional[int]:
     missing = [image for image in images if not Path(image).is_file()]
     if missing:
         raise ConfigError(f"image: {missing[0]} does not exist")
-    check_input_files(config.run)
+    check_checkpoint_files(config.run)
     from src.predict import classify, open_model
     from src.runtime.device import setup_device
 

@@ -26,7 +26,7 @@ def summarise(output: Path, best: dict, averaged: dict, export_log: str, mindir:
         ("top-1 accuracy of the averaged weights (EMA)", f"{averaged['top1']:.2f} %"),
         ("held-out images", str(best["images"])),
         ("training speed", f"{speeds[len(speeds) // 2]:.0f} images/s"),
-        ("evaluation speed", f"{best['images_per_second']:.0f} images/s, compilation included"),
+        ("evaluation speed", f"{best['images_per_second']:.0f} images/s"),
         ("best checkpoint", str(output / "best" / "best.ckpt")),
         ("exported network", str(mindir)),
         ("log, metrics, TensorBoard", f"{output / 'log'}, {output / 'metrics.jsonl'}, {output / 'tensorboard'}"),

@@ -21,6 +21,11 @@ def check_input_files(run: RunConfig, data: DataConfig) -> None:
     """
     if "://" not in data.data_url and not Path(data.data_url).exists():
         raise UserError(f"data_url: {data.data_url} does not exist; --data_url names the folder with train/ and val/")
+    check_checkpoint_files(run)
+
+
+def check_checkpoint_files(run: RunConfig) -> None:
+    """The part of `check_input_files` that concerns `pretrained` and `resume`."""
     for key, path in (("pretrained", run.pretrained), ("resume", run.resume)):
         if path is None or (key == "resume" and path == "auto"):
             continue

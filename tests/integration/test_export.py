@@ -1,0 +1,156 @@
+"""export.py and scripts/predict.py as a user runs them, on a small network and real images."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.quickstart.digits import write_digits
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--config", "configs/quickstart_digits.yaml", "--device_target", "CPU"]
+
+
+def run(*command, expect=0):
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout if expect == 0 else done.stderr
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return write_digits(str(tmp_path_factory.mktemp("data") / "digits"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Weights of the quickstart's network, untrained; they need not be good, only the same everywhere."""
+    from src.config import load_config
+    from src.models import create_model
+    from src.trainers.checkpoint import write_checkpoint
+
+    network = create_model(load_config(ROOT / "configs/quickstart_digits.yaml", {"seed": 3}))
+    path = tmp_path_factory.mktemp("weights") / "network.ckpt"
+    tensors = {p.name: p.asnumpy() for p in network.get_parameters() if p.name != "random_counter"}
+    write_checkpoint(path, tensors, None)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
+def test_export_and_predict_agree_with_the_checkpoint(file_format, digits, checkpoint, tmp_path):
+    target = tmp_path / f"network.{file_format.lower()}"
+    printed = run(
+        "export.py", *SMALL, "--pretrained", checkpoint, "--file_format", file_format, "--file_name", target,
+        "--data_url", digits,
+    )  # fmt: skip
+    difference = float(printed.rsplit("images: ", 1)[1])
+    assert 0 < difference <= 1e-4
+    images = sorted((digits / "val" / "7").glob("*.png"))[:2]
+    flags = [*SMALL, "--data_url", digits]
+    from_file = run("scripts/predict.py", *flags, "--pretrained", target, *images)
+    from_checkpoint = run("scripts/predict.py", *flags, "--pretrained", checkpoint, *images)
+    assert from_file == from_checkpoint and from_file.count(" %") == 10
+
+
+def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
+    """The comparison can fail: a network whose file computes something else is refused and leaves no file."""
+    from src import export
+    from src.config import load_config
+    from src.errors import UserError
+    from src.models import create_model
+
+    config = load_config(ROOT / "configs/quickstart_digits.yaml", {"file_format": "ONNX"})
+    images = export.load_images(export.find_images(str(digits), 2), config)
+    honest = export.write_onnx
+
+    def write_with_another_head(network, shape, path):
+        network.head.bias.set_data(network.head.bias + 0.001)
+        honest(network, shape, path)
+
+    monkeypatch.setattr(export, "write_onnx", write_with_another_head)
+    with pytest.raises(UserError, match="differ from the network's by 1.00e-03.*not kept"):
+        export.export_network(create_model(config), config, tmp_path / "network.onnx", images)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--file_format", "AIR"], "file_format: AIR can only be written on an Ascend"),
+        (["--file_format", "ONNX", "--file_name", "x.mindir"], "file_name: x.mindir does not end in .onnx"),
+        (["--file_format", "TFLITE"], "file_format: 'TFLITE' is not one of MINDIR, AIR, ONNX"),
+        (["--data_url", "nowhere"], "data_url: nowhere does not exist"),
+        (["--data_url", "docs"], "data_url: docs holds no images"),
+    ],
+)
+def test_export_errors(flags, message, checkpoint, digits):
+    error = run("export.py", *SMALL, "--data_url", digits, "--pretrained", checkpoint, *flags, expect=2)
+    assert message in error and len([line for line in error.splitlines() if line.startswith("error:")]) == 1
+
+
+def test_missing_checkpoint(digits):
+    error = run("export.py", *SMALL, "--data_url", digits, "--pretrained", "no.ckpt", expect=2)
+    assert "pretrained: no.ckpt does not exist" in error
+
+
+def test_predict_errors(digits, checkpoint, tmp_path):
+    image = next((digits / "val" / "0").glob("*.png"))
+    flags = [*SMALL, "--pretrained", checkpoint]
+    assert "no image given" in run("scripts/predict.py", *flags, expect=2)
+    assert "image: no.png does not exist" in run("scripts/predict.py", *flags, "no.png", expect=2)
+    assert "no model given" in run("scripts/predict.py", *SMALL, image, expect=2)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"not a model")
+    assert "is no whole ONNX file" in run("scripts/predict.py", *SMALL, "--pretrained", broken, image, expect=2)
+
+
+def test_find_images_spreads_over_classes(digits):
+    from src.export import find_images
+
+    found = find_images(str(digits), 8)
+    assert len({Path(path).parent for path in found}) == 8
+
+
+def test_folded_bias_changes_nothing(pynative_mode):
+    import mindspore as ms
+
+    from src.models.inference import prepare_for_export
+    from tests.numerics.reference_cases import case_input, loaded_network
+
+    network, images = loaded_network("nano_v2"), ms.Tensor(case_input("nano_v2"))
+    before = network(images).asnumpy()
+    prepare_for_export(network)
+    np.testing.assert_allclose(network(images).asnumpy(), before, atol=1e-5)
+
+
+def test_summary_line_is_machine_readable(tmp_path):
+    from src.quickstart.summary import summarise
+
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"images_per_second": 10.0}) + "\n")
+    best = {"top1": 98.3333, "images": 360, "images_per_second": 50.0}
+    text = summarise(
+        tmp_path, best, {**best, "top1": 98.0556}, "largest difference of logits on 8 images: 1.2e-06\n", Path("x"), 201
+    )
+    expected = "quickstart: top1=98.33 ema_top1=98.06 images=360 mindir_max_abs_diff=1.2e-06 seconds=201"
+    assert text.splitlines()[-1] == expected
+
+
+def test_digits_are_the_real_ones(digits):
+    """The image folder holds each 8 x 8 digit blown up by pixel repetition, in the split of the reference figures."""
+    from sklearn.datasets import load_digits
+
+    from tests.numerics.synthetic import digits_split
+
+    train, held_out = digits_split()
+    assert len(list((digits / "train").rglob("*.png"))) == len(train) == 1437
+    assert {int(path.stem) for path in (digits / "val").rglob("*.png")} == set(held_out.tolist())
+    data = load_digits()
+    path = next(digits.rglob(f"{held_out[0]:04d}.png"))
+    assert path.parent.name == str(data.target[held_out[0]])
+    pixels = np.asarray(Image.open(path)).astype(float)
+    np.testing.assert_allclose(pixels, np.kron(data.images[held_out[0]], np.ones((8, 8))) * 255 / 16, atol=0.5)
