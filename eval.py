@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any, Optional
@@ -12,6 +13,8 @@ from src.config import Config, ConfigError, config_from_command_line
 from src.errors import run_main
 from src.runtime.signals import StopSignals
 from src.trainers.paths import check_input_files
+
+logger = logging.getLogger("focal")
 
 
 def main() -> Optional[int]:
@@ -61,7 +64,7 @@ def run_evaluation(config: Config, device: Any, data_folder: str) -> Any:
     weights = read_weights(config.run.pretrained, config.run.use_ema)
     layout = check_data(config, data_folder, splits=("val",))
     network = create_model(config)
-    assign_weights(network, weights, config.run.pretrained)
+    logger.info("%s: %s", config.run.pretrained, assign_weights(network, weights, config.run.pretrained))
     apply_precision(network, config.step.amp_level, config.step.keep_bn_fp32)
     data = EvalData(config, layout, device.rank, device.world_size)
     return evaluate(EvalStep(network), data, config.data.skip_unreadable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any, Optional
@@ -90,8 +91,9 @@ class DivergenceGuard:
 
     KEPT = 20  # updates shown in the report
 
-    def __init__(self, most_in_a_row: int) -> None:
+    def __init__(self, most_in_a_row: int, report: bool = True) -> None:
         self.most_in_a_row = most_in_a_row
+        self.report = report  # on one rank: all see the same
         self._recent: list[tuple[int, dict[str, float]]] = []
         self._last_good: Optional[tuple[int, dict[str, float]]] = None
 
@@ -107,7 +109,8 @@ class DivergenceGuard:
             if values["nonfinite"] == 0:
                 self._last_good = (number, values)
             if values["nonfinite_in_a_row"] >= self.most_in_a_row:
-                self._report()
+                if self.report:
+                    self._write_report()
                 good = f"update {self._last_good[0]}" if self._last_good else "none in this run"
                 raise TrainingDiverged(
                     f"training diverged: {self.most_in_a_row} non-finite updates in a row, the last good one: {good}; "
@@ -115,7 +118,7 @@ class DivergenceGuard:
                     "--allow_config_change True"
                 )
 
-    def _report(self) -> None:
+    def _write_report(self) -> None:
         lines = [f"{'update':>8} {'loss':>12} {'grad norm':>12} {'lr':>12} {'scale':>12}"]
         shown = list(self._recent)
         if self._last_good is not None and self._last_good[0] < shown[0][0]:
@@ -141,8 +144,10 @@ class MetricsFiles:
         self.path = Path(output_folder) / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _whole_lines(self.path) if json.loads(line)["update"] <= from_update]
-        self._file = self.path.open("w", encoding="utf-8")
-        self._file.writelines(line + "\n" for line in kept)
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(fresh, self.path)  # a crash here loses neither version
+        self._file = self.path.open("a", encoding="utf-8")
         # purge_step makes TensorBoard hide later points of earlier event files.
         purge = from_update + 1 if from_update else None
         self._events = SummaryWriter(tensorboard_folder, purge_step=purge, write_to_disk=True)

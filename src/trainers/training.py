@@ -80,9 +80,14 @@ class Training:
         self.outputs = outputs
         self.micro_batches = config.step.accumulation_step
         self.updates_per_epoch = updates_per_epoch(train_data.steps_per_epoch, self.micro_batches)
+        if config.run.dataset_sink_mode and train_data.steps_per_epoch % self.micro_batches:
+            raise ConfigError(
+                f"accumulation_step: with dataset_sink_mode {self.micro_batches} must divide the "
+                f"{train_data.steps_per_epoch} batches of an epoch, which all go into the queue"
+            )
         images_per_update = config.data.batch_size * device.world_size * self.micro_batches
         self.queue, self.line, self.epoch = UpdateQueue(), Summary(images_per_update), Summary(images_per_update)
-        self.guard = DivergenceGuard(config.step.max_nonfinite_steps)
+        self.guard = DivergenceGuard(config.step.max_nonfinite_steps, report=device.is_main)
         self.stop = stop
         self.watch = ProgressWatch(config.run.step_timeout if device.world_size > 1 else 0.0, device.rank)
         self.evaluation_seconds = 0.0
