@@ -68,8 +68,9 @@ def _official_attention_2(model: ModelConfig, stage: int, stage_map: StageMap, b
 
 
 def true_multiply_adds(model: ModelConfig) -> int:
-    """Multiply-adds of all matrix products and convolutions, padding included; no norms, activations, or bias tables.
+    """Multiply-adds of all matrix products and convolutions; no norms, activations, or bias tables.
 
+    Padding tokens are included, as they are computed: in the MLP as well, while the authors pad for attention only.
     Version 2's coordinate MLP is left out: it runs once per batch, and not at all where the bias is folded.
     """
     maps = stage_maps(model)

@@ -1,0 +1,91 @@
+"""House rules that a file or a class can break."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mindspore import nn
+
+from src.models import create_model
+from src.models.focal_attention import FocalAttention
+from tests.numerics.reference_cases import case_config
+
+ROOT = Path(__file__).resolve().parents[3]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_files_stay_under_450_lines(path):
+    assert len(path.read_text().splitlines()) <= 450
+
+
+def classes_with_softmax():
+    """Classes under src/models whose code takes a softmax: attention, by any name."""
+    found = []
+    for path in sorted((ROOT / "src" / "models").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                names = {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+                names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+                if any("softmax" in name.lower() for name in names):
+                    found.append(node.name)
+    return found
+
+
+def test_one_attention_cell_in_the_sources():
+    assert classes_with_softmax() == ["FocalAttention"]
+
+
+@pytest.mark.parametrize("case", ["nano_v1", "nano_v2"])
+def test_one_attention_cell_in_both_versions(case):
+    network = create_model(case_config(case))
+    blocks = [block for stage in network.layers for block in stage.blocks]
+    assert {type(block.attn) for block in blocks} == {FocalAttention}
+    assert not FocalAttention.__subclasses__()
+    assert {type(block) for block in blocks} == {type(create_model(case_config("nano_v1")).layers[0].blocks[0])}
+
+
+def test_both_versions_run_the_same_code():
+    """No Cell's `construct` asks for the version; a version is a geometry and a bias."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name == "construct":
+                words = {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+                assert "focal_version" not in words, f"{relative(path)}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_sources_do_not_print_and_run_on_python_39(path):
+    tree = ast.parse(path.read_text(), feature_version=(3, 9))
+    calls = [node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    assert "print" not in calls and "eval" not in calls and "exec" not in calls
+    annotated = any(isinstance(node, (ast.FunctionDef, ast.AnnAssign)) for node in ast.walk(tree))
+    if annotated:  # str | None in an annotation fails on Python 3.9 without it
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+        assert "annotations" in imported
+
+
+def test_importing_does_nothing():
+    """No command line is read, nothing is printed, no device is touched, and src.config needs no MindSpore."""
+    code = (
+        "import sys; sys.argv = ['x', '--no-such-flag']; import src.config; assert 'mindspore' not in sys.modules; "
+        "import mindspore as ms; before = ms.get_context('mode'); import src.models, src.models.convert; "
+        "assert ms.get_context('mode') == before"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+
+
+def test_parameters_of_a_cell_are_reached_once():
+    """A parameter that two Cells share would be counted, saved and decayed twice."""
+    for case in ("nano_v1", "nano_v2"):
+        network: nn.Cell = create_model(case_config(case))
+        parameters = list(network.get_parameters())
+        assert len({id(parameter) for parameter in parameters}) == len(parameters)
+        assert len({parameter.name for parameter in parameters}) == len(parameters)
