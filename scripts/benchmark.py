@@ -1,4 +1,4 @@
-"""Measure speed: python scripts/benchmark.py data --config configs/X.yaml --data_url DATA [--json RESULT.json]
+"""Measure speed: python scripts/benchmark.py infer|train|export|data --config configs/X.yaml [--json RESULT.json]
 
 Every key of the configuration is a flag, as in train.py; `python scripts/benchmark.py data --help` lists the others.
 """
@@ -14,7 +14,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # Subcommand -> module with add_arguments(parser) and run(config, arguments), and what it measures.
-BENCHMARKS = {"data": ("src.benchmark.data_pipeline", "images per second of the training data pipeline, by stage")}
+BENCHMARKS = {
+    "infer": ("src.benchmark.network", "speed of the forward pass"),
+    "train": ("src.benchmark.network", "speed of the training step"),
+    "export": ("src.benchmark.network", "speed of an exported file (--file_format MINDIR or ONNX)"),
+    "data": ("src.benchmark.data_pipeline", "images per second of the training data pipeline, by stage"),
+}
 
 
 def main() -> None:
