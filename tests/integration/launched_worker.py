@@ -87,8 +87,10 @@ def collectives(device: Device) -> dict:
 
 def install_moxing(store: Path, fails: bool) -> None:
     """The stand-in moxing, slow enough that a rank that does not wait would be found out."""
+    from src.runtime import upload
     from tests.unit.runtime.fake_moxing import make_moxing
 
+    upload.FIRST_PAUSE = 0.05
     module = make_moxing(store)
     module.file.seconds = 1.5
     if fails:
@@ -104,9 +106,6 @@ def denied() -> None:
 
 def bring_data(config: Config, device: Device, storage: object) -> None:
     """Bring the data and say when, what is there, and who copied."""
-    from src.runtime import upload
-
-    upload.FIRST_PAUSE = 0.05
     try:
         folder = Path(storage.data_folder())
         images = sorted(path.name for path in folder.rglob("*.jpg"))
