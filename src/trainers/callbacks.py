@@ -139,8 +139,6 @@ class MetricsFiles:
     """
 
     def __init__(self, output_folder: str, tensorboard_folder: str, from_update: int) -> None:
-        from tensorboardX import SummaryWriter
-
         self.path = Path(output_folder) / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _whole_lines(self.path) if json.loads(line)["update"] <= from_update]
@@ -150,7 +148,7 @@ class MetricsFiles:
         self._file = self.path.open("a", encoding="utf-8")
         # purge_step makes TensorBoard hide later points of earlier event files.
         purge = from_update + 1 if from_update else None
-        self._events = SummaryWriter(tensorboard_folder, purge_step=purge, write_to_disk=True)
+        self._events = _open_events(tensorboard_folder, purge)
 
     def write(self, kind: str, update: int, epoch: float, values: dict[str, Any]) -> None:
         """Add one record; `values` that are numbers also go to TensorBoard as `<kind>/<name>`."""
@@ -158,17 +156,29 @@ class MetricsFiles:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in values.items():
-            if isinstance(value, (int, float)):
+            if self._events is not None and isinstance(value, (int, float)):
                 self._events.add_scalar(f"{kind}/{name}", value, update)
 
     def flush(self) -> None:
         """Bring everything written so far to the disk."""
         self._file.flush()
-        self._events.flush()
+        if self._events is not None:
+            self._events.flush()
 
     def close(self) -> None:
         self._file.close()
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _open_events(folder: str, purge_step: Optional[int]) -> Any:
+    """A TensorBoard writer, or None, with a warning, in an image that lacks the package."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        logger.warning("no TensorBoard events: pip install tensorboardX; metrics.jsonl has the same figures")
+        return None
+    return SummaryWriter(folder, purge_step=purge_step)
 
 
 def _whole_lines(path: Path) -> list[str]:

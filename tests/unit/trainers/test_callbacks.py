@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -107,6 +108,17 @@ def test_resume_takes_back_what_came_after_the_checkpoint(tmp_path):
     files.close()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(record["update"], record["loss"]) for record in records] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+
+
+def test_without_tensorboardx_the_other_records_are_written(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    logging.getLogger("focal").propagate = True
+    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 0)
+    files.write("train", 1, 0.1, {"loss": 1.0})
+    files.flush()
+    files.close()
+    assert "pip install tensorboardX" in caplog.text and not (tmp_path / "tensorboard").exists()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 1.0
 
 
 @pytest.mark.parametrize("seconds, text", [(59, "0:00:59"), (3661, "1:01:01"), (2 * 86400 + 5, "2 d 0:00:05")])
