@@ -26,6 +26,8 @@ class FocalBackbone(nn.Cell):
     def __init__(self, network: FocalTransformer) -> None:
         super().__init__(auto_prefix=False)  # with a prefix, checkpoints of classifiers would not fit `network`
         self.network = network
+        for parameter in network.norm.get_parameters():
+            parameter.requires_grad = False  # the classifier's last norm: here for checkpoints, but not run
         self.channels = tuple(stage.builder.dim for stage in network.layers)
         self.norms = nn.CellList([LayerNorm(channels) for channels in self.channels])
         for index, norm in enumerate(self.norms):

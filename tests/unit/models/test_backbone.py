@@ -85,6 +85,8 @@ def test_weights_of_a_classifier_fit(case, tmp_path, pynative_mode):
     backbone = create_backbone(config)
     names = [parameter.name for parameter in backbone.get_parameters()]
     assert {"layers.0.blocks.0.norm1.weight", "norm.bias", "norm0.weight", "norm3.bias"} < set(names)
+    trainable = {parameter.name for parameter in backbone.trainable_params()}
+    assert "norm0.bias" in trainable and "norm.bias" not in trainable  # the classifier's last norm does not run
     load_weights(backbone.network, str(path))
     backbone.set_train(False)
     np.testing.assert_array_equal(backbone.network.forward_stages(images)[-1].asnumpy(), expected)

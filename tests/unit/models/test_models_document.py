@@ -1,0 +1,71 @@
+"""docs/models.md says what is so: its table, its keys, its commands and its example."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.config import load_config
+from src.config.schema import ModelConfig
+from src.config.zoo import PAPER_TOP1, published_archs
+from src.models import create_model
+from src.models.multiply_adds import official_multiply_adds, true_multiply_adds
+from src.models.official_weights import official_state_dict
+from tests.numerics.reference_cases import listing
+
+ROOT = Path(__file__).resolve().parents[3]
+TEXT = (ROOT / "docs" / "models.md").read_text()
+
+
+@pytest.mark.parametrize("arch", published_archs())
+def test_table(arch):
+    model = load_config({"arch": arch}).model
+    parameters = sum(int(np.prod(s)) for s, _, kind in listing(arch)["state_dict"].values() if kind == "param")
+    row = [arch, f"{parameters / 1e6:.2f} M", f"{official_multiply_adds(model) / 1e9:.2f} G",
+           f"{true_multiply_adds(model) / 1e9:.2f} G", f"{PAPER_TOP1[arch]} %"]  # fmt: skip
+    assert f"| {' | '.join(row)} |" in TEXT
+
+
+def test_every_option_is_explained_once():
+    options = TEXT[TEXT.index("## Options") : TEXT.index("## Image sizes")]
+    first_column = " ".join(re.findall(r"^\|([^|]*)\|", options, re.MULTILINE))
+    explained = re.findall(r"`(\w+)`", first_column)
+    keys = [name for name in ModelConfig.__dataclass_fields__ if name != "arch"]
+    assert sorted(explained) == sorted(keys)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_backbone_example(version, tmp_path, monkeypatch, capsys, pynative_mode):
+    """The command and the code as they stand, but for the image size, the kind of file and, once, the version."""
+    lines = [line for line in TEXT.splitlines() if "convert_weights.py" in line and "--image_size" in line]
+    command = lines[0].split()
+    code = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL).group(1)
+    changes = [("480,640", "96,160"), ("480, 640", "96, 160"), ("120, 160)", "24, 40)"), ("60, 80)", "12, 20)"),
+               ("30, 40)", "6, 10)"), ("15, 20)", "3, 5)"), (".pth", ".npz")]  # fmt: skip
+    arch = "focal_tiny_patch4_window7_224"
+    if version == 2:
+        changes.append((arch, "focalv2_tiny_useconv_patch4_window7_224"))
+        command += ["--pad_windows", "True"]
+    for old, new in changes:
+        command, code = [word.replace(old, new) for word in command], code.replace(old, new)
+    source = create_model(load_config({"arch": command[command.index("--arch") + 1], "seed": 8}))
+    state = official_state_dict(source)
+    np.savez(tmp_path / command[command.index("--from") + 1], **state)
+    monkeypatch.syspath_prepend(str(ROOT))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", command[1:])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / command[1]), run_name="__main__")
+    assert end.value.code == 0, capsys.readouterr().err
+    names = {}
+    exec(compile(code, "docs/models.md", "exec"), names)
+    backbone = names["backbone"]
+    assert backbone.channels == (96, 192, 384, 768)
+    for name, parameter in backbone.network.official_parameters.items():
+        if name in state and state[name].shape == parameter.shape and "topk" not in name:
+            np.testing.assert_array_equal(parameter.asnumpy(), state[name], err_msg=name)
+    assert all(np.isfinite(output.asnumpy()).all() for output in names["maps"])
