@@ -37,14 +37,15 @@ fi
 }
 
 prepare() { # version -> path of the interpreter with that MindSpore
-    local venv=".venv-versions/$1"
-    if [ ! -f "$venv/complete" ]; then
+    local venv=".venv-versions/$1" wanted
+    wanted="$(cat requirements.txt requirements-dev.txt | cksum)"
+    if [ "$(cat "$venv/complete" 2>/dev/null)" != "$wanted" ]; then
         rm -rf "$venv"
         "$base_python" -m venv "$venv"
         sed "s/^mindspore==.*/mindspore==$1/" requirements.txt >"$venv/requirements.txt"
         sed '/^ruff/d' requirements-dev.txt >"$venv/requirements-dev.txt"
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$venv/requirements-dev.txt" >&2
-        touch "$venv/complete"
+        echo "$wanted" >"$venv/complete"
     fi
     echo "$venv/bin/python"
 }
