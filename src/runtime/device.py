@@ -54,7 +54,7 @@ class Device:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which logs, evaluates the books and writes files."""
+        """Whether this is rank 0, which prints, and writes the results."""
         return self.rank == 0
 
 
@@ -83,7 +83,8 @@ def setup_device(run: RunConfig) -> Device:
     # and MindSpore's own limit of 1000 calls refuses its training step.
     ms.set_recursion_limit(CALL_DEPTH)
     _set_target(run, launch)
-    if launch is None or launch.world_size == 1:
+    # The scheduler of a dynamic cluster waits for its worker even where there is only one.
+    if launch is None or (launch.world_size == 1 and launch.launcher != "dynamic_cluster"):
         return Device(target=run.device_target)
     return _join_group(launch, run.device_target)
 
