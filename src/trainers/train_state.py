@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from src.config import Config, ConfigError, to_flat_dict
+from src.config import Config, ConfigError, load_config, to_flat_dict
 from src.runtime.device import Device, all_reduce_sum, broadcast_parameters
 from src.trainers.checkpoint import Checkpoint
 from src.trainers.pretrained import refresh_tables
@@ -84,15 +84,18 @@ def make_meta(config: Config, progress: Progress, world_size: int) -> dict[str, 
 
 
 def changed_settings(saved: dict[str, Any], config: Config) -> list[str]:
-    """`key: old -> new` of every setting that matters and differs from the one in a checkpoint."""
+    """`key: old -> new` of every setting that matters and differs from the one in a checkpoint.
+
+    A key that the checkpoint does not know is younger than it: it was trained with what is the default now.
+    """
     current = to_flat_dict(config)
-    names = [name for name in (*current, *(set(saved) - set(current))) if name not in FREE_KEYS]
-    return [f"{name}: {_show(saved, name)} -> {_show(current, name)}" for name in names
-            if _show(saved, name) != _show(current, name)]  # fmt: skip
-
-
-def _show(settings: dict[str, Any], name: str) -> str:
-    return repr(settings[name]) if name in settings else "(absent)"
+    earlier = {**to_flat_dict(load_config({})), **saved}
+    differences = []
+    for name in (*current, *sorted(set(saved) - set(current))):
+        old, new = repr(earlier[name]), repr(current[name]) if name in current else "(no such setting)"
+        if name not in FREE_KEYS and old != new:
+            differences.append(f"{name}: {old} -> {new}")
+    return differences
 
 
 def restore(

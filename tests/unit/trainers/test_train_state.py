@@ -67,9 +67,12 @@ def test_settings_that_matter_are_refused_with_the_difference(make_config, make_
 
 def test_unchanged_settings_have_no_difference(make_config):
     config = make_config()
-    assert (
-        changed_settings(make_meta(config, Progress(), 1)["config"], make_config(train_url="./x", resume="auto")) == []
-    )
+    saved = make_meta(config, Progress(), 1)["config"]
+    assert changed_settings(saved, make_config(train_url="./x", resume="auto")) == []
+    del saved["layer_decay"]  # as if written before the key existed
+    assert changed_settings(saved, config) == []
+    assert changed_settings(saved, make_config(layer_decay=0.5)) == ["layer_decay: 1.0 -> 0.5"]
+    assert changed_settings({**saved, "gone": 3}, config) == ["gone: 3 -> (no such setting)"]
 
 
 def test_a_changed_average_starts_from_the_weights(make_config, make_step, tmp_path):
