@@ -56,7 +56,8 @@ def check_network(model: ModelConfig) -> list[StageMap]:
             _check_version_1(model, stage, stage_map)
         else:
             _check_version_2(model, stage)
-        needs_tiling = model.focal_version == 2 or (model.use_shift and not stage_map.is_whole)
+        has_shift = model.use_shift and model.depths[stage] > 1 and not stage_map.is_whole
+        needs_tiling = model.focal_version == 2 or has_shift
         if stage_map.is_padded and needs_tiling and not model.pad_windows:
             raise ConfigError(
                 f"image_size: {model.image_size} gives stage {stage} a map of {stage_map.height} x {stage_map.width} "

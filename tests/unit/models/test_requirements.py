@@ -10,7 +10,11 @@ REFUSED = [
     ("nano_v1", {"focal_windows": [5, 4, 3, 1]}, "focal_windows: 4 of stage 1 is even.*e.g. 5"),
     ("nano_v1", {"focal_levels": [5, 2, 2, 2]}, "focal_levels: stage 0 has 5.*at most 4"),
     ("nano_v1", {"expand_sizes": [5, 2, 2, 2]}, "expand_sizes: 5 of stage 0 is more than the 4"),
-    ("nano_v1", {"use_shift": True, "image_size": 72}, "image_size: 72 gives stage 0.*18 x 18.*pad_windows"),
+    (
+        "nano_v1",
+        {"use_shift": True, "image_size": 72, "depths": [2, 1, 2, 1]},
+        "image_size: 72 gives stage 0.*18 x 18.*pad_windows",
+    ),
     ("nano_v2", {"focal_pool": "none"}, "focal_pool: none for stage 0.*focal_levels 1"),
     ("nano_v2", {"focal_stages": [0, 1]}, "focal_pool: none for stage 2"),
     ("nano_v2", {"focal_levels": [2, 0, 2, 2]}, "focal_levels: stage 1 has 0"),
@@ -39,6 +43,12 @@ def test_way_out_works(change):
 
 def test_even_focal_windows_matter_only_where_pooled():
     create_model(case_config("nano_v1", focal_windows=[4, 4, 4, 2], focal_pool="none"))
+
+
+def test_shift_needs_tiling_only_where_a_block_is_shifted():
+    """Of the first stage's one block none is; the authors' code runs this as well."""
+    network = create_model(case_config("nano_v1", use_shift=True, image_size=72, depths=[1, 1, 2, 1]))
+    assert network.layers[0].builder.stage_map.is_padded
 
 
 def test_published_name_brings_its_settings():
