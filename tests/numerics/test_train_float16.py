@@ -57,7 +57,7 @@ def test_float16_is_within_two_points_of_float32():
     half, outputs, formats = train("O2")
     skipped = int(outputs["nonfinite"].sum())
     print(f"top-1 float32 {full:.2f} %, float16 {half:.2f} %, {skipped} updates skipped on the way to a good scale")
-    assert full > 90
+    assert full > 80, "60 updates are enough to learn digits, or the comparison says nothing"
     assert half > full - 2
     assert 0 < skipped < 30 and outputs["scale"][-1] < 2**24
     assert formats == {ms.float32, ms.int32}, "weights, averages and moments are never float16"
