@@ -80,8 +80,8 @@ def _check_version_1(model: ModelConfig, stage: int, stage_map: StageMap) -> Non
     side = model.focal_windows[stage]
     if pooled_levels(model, stage) and side % 2 == 0:
         raise ConfigError(f"focal_windows: {side} of stage {stage} is even; version 1 needs odd ones, e.g. {side + 1}")
-    expand = model.expand_sizes[stage]
-    if not stage_map.is_whole and expand > stage_map.window_size and model.focal_levels[stage] > 0:
+    expand = max(block_expand_size(model, stage, stage_map, block) for block in range(model.depths[stage]))
+    if expand > stage_map.window_size:
         raise ConfigError(
             f"expand_sizes: {expand} of stage {stage} is more than the {stage_map.window_size} of its windows"
         )

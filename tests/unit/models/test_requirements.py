@@ -51,6 +51,11 @@ def test_shift_needs_tiling_only_where_a_block_is_shifted():
     assert network.layers[0].builder.stage_map.is_padded
 
 
+def test_expand_sizes_matter_only_where_a_block_sees_surroundings():
+    """`even` makes block 0, the first stage's only one, blind."""
+    create_model(case_config("nano_v1", expand_sizes=[5, 2, 2, 2], expand_layer="even", depths=[1, 1, 2, 1]))
+
+
 def test_published_name_brings_its_settings():
     model = load_config({"arch": "focal_base_useconv_patch4_window7_224"}).model
     assert (model.focal_version, model.use_conv_embed, model.embed_dim) == (1, True, 128)
