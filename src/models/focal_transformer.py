@@ -74,6 +74,10 @@ class FocalBlock(nn.Cell):
         self.mlp = Mlp(channels, int(channels * model.mlp_ratio), dropouts)
         self.drop_path1 = random.drop_path(f"{name}.1", drop_path_rate)
         self.drop_path2 = random.drop_path(f"{name}.2", drop_path_rate)
+        if model.recompute:
+            # Not the whole block: MindSpore 2.8 builds a cyclic graph when it recomputes the masks of drop path.
+            self.attn.recompute()
+            self.mlp.recompute()
         self.gamma_1: Optional[Parameter] = None
         self.gamma_2: Optional[Parameter] = None
         if model.use_layerscale:
@@ -196,8 +200,6 @@ class FocalTransformer(nn.Cell):
             blocks = []
             for index in range(depth):
                 block = FocalBlock(model, stage, index, builder, drop_path.pop(0), random)
-                if model.recompute:
-                    block.recompute()
                 blocks.append(block)
             downsample = None
             if stage < len(maps) - 1:

@@ -163,7 +163,7 @@ class Dropout(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         if self.rate == 0.0 or not self.training:
             return x
-        kept = (self.uniform(x.shape) >= self.rate).astype(x.dtype)
+        kept = ops.stop_gradient((self.uniform(x.shape) >= self.rate).astype(x.dtype))
         return x * kept * (1 / (1 - self.rate))
 
 
@@ -183,7 +183,7 @@ class DropPath(nn.Cell):
         kept = (self.uniform((batch, 1)) >= self.rate).astype(x.dtype) * (1 / (1 - self.rate))  # (B, 1)
         if self.spread_first:  # a product that broadcasts is four times slower on CPU than a matrix product with ones
             kept = ops.matmul(kept, ops.ones((1, tokens * channels), x.dtype))  # (B, N * C)
-            return x * kept.reshape((batch, tokens, channels))
+            return x * ops.stop_gradient(kept.reshape((batch, tokens, channels)))
         return x * kept.reshape((batch, 1, 1))
 
 
