@@ -1,25 +1,18 @@
 """Operators, floating-point operations and bytes of a compiled graph, read from MindSpore's own dump of it.
 
-Nothing runs: the graph is compiled as far as shapes and types are known (`MS_DEV_PRECOMPILE_ONLY`), so that a model and
-a batch that only fit an accelerator can be counted on any machine. The graph is that of `validate`: differentiated, and
-optimised as far as that does not depend on the device.
+graph_dump.py makes the dump; graph_report.py says which part of the network an operator belongs to.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from src.benchmark.graph_dump import GraphRequest, dump_graphs
 from src.errors import UserError
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 MATRIX = ("MatMul", "BatchMatMul", "MatMulExt", "BatchMatMulExt", "Dense")
 CONVOLUTION = ("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter")
@@ -36,7 +29,8 @@ FREE = ("Load", "TensorMove", "UpdateState", "MakeTuple", "TupleGetItem", "Depen
         "Squeeze", "ReshapeExt", "View", "call", "partial", "Partial", "Switch", "StopGradient", "Shape")  # fmt: skip
 
 _NODE = re.compile(r"^\s+(%\d+)\([^=]*\) = (?:PrimFunc_|DoSignaturePrimitive::S-Prim-)?(\w+)\((.*)$")
-_TENSOR = re.compile(r"<(?:Ref\[)?Tensor\[(\w+)\]\]?, \(([\d, ]*)\)")
+_PARAMETER = re.compile(r"%para\d+_([\w.]+)")
+_TENSOR = re.compile(r"<(?:Ref\[)?Tensor\[(\w+)\]\]?, \(([\d, -]*)\)")
 _TUPLE = re.compile(r"<Tuple\[(.*?)\], TupleShape\((.*?)\)(?:>|, elements)")
 _BYTES = {"Float32": 4, "Float16": 2, "BFloat16": 2, "Int32": 4, "Int64": 8, "Bool": 1, "UInt8": 1, "Int8": 1,
           "Float64": 8, "UInt32": 4, "UInt64": 8}  # fmt: skip
@@ -53,6 +47,10 @@ class Operator:
         operations: floating-point operations of matrix products and convolutions, a multiply-add as two; 0 for others.
         read, written: bytes.
         elements: numbers in its largest output.
+        parameters: names of the parameters that it reads itself.
+        tensors_in, tensors_out: element type and shape of every tensor, those inside tuples included.
+        arguments: its arguments and attributes, as MindSpore wrote them.
+        notes: comments below it: its scope, and the lines of code that it comes from.
     """
 
     name: str
@@ -62,6 +60,11 @@ class Operator:
     read: float
     written: float
     elements: int
+    parameters: tuple[str, ...] = ()
+    tensors_in: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    tensors_out: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    arguments: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -85,12 +88,19 @@ def parse_graph(text: str) -> list[Operator]:
     Raises:
         UserError: there is none: the text is not such a dump.
     """
-    operators = []
-    lines = text.splitlines()
-    for line, types in zip(lines, lines[1:]):
+    operators: list[Operator] = []
+    result = name = arguments = ""  # of a node whose types are still to come
+    for line in text.splitlines():
         node = _NODE.match(line)
-        if node and types.lstrip().startswith(":"):
-            operators.append(_operator(node.group(1), node.group(2), node.group(3), types))
+        if node:
+            result, name, arguments = node.groups()
+        elif result and line.startswith("      :"):
+            operators.append(_operator(result, name, arguments, line))
+            result = ""
+        elif result:
+            arguments += line  # the value of a small constant, printed over several lines
+        elif operators and line.lstrip().startswith("#"):
+            operators[-1].notes += (line.strip(),)
     if not operators:
         raise UserError("the graph dump holds no operators; this MindSpore writes it in another form")
     return operators
@@ -106,9 +116,12 @@ def _operator(result: str, name: str, arguments: str, types: str) -> Operator:
         read = written + (_size(inputs[1]) if len(inputs) > 1 else 0)
     if name in FREE:
         read = written = 0.0
-    numbered = tuple(re.findall(r"%\d+(?=[,)\s(])", arguments.split(" {")[0].split(" primitive_attrs")[0]))
+    named = arguments.split(" {")[0].split(" primitive_attrs")[0]
+    numbered = tuple(re.findall(r"%\d+(?=[,)\s(])", named))
     elements = max((math.prod(shape) for _, shape in outputs), default=0)
-    return Operator(name, result, numbered, operations, read, written, elements)
+    parameters = tuple(_PARAMETER.findall(named))
+    return Operator(name, result, numbered, operations, read, written, elements, parameters, tuple(inputs),
+                    tuple(outputs), arguments)  # fmt: skip
 
 
 def _tensors(text: str) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -119,7 +132,7 @@ def _tensors(text: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         dtypes = []
         for dtype, count in re.findall(r"(?:Ref\[)?Tensor\[(\w+)\]\]?(?:\*(\d+))?", types):
             dtypes += [dtype] * int(count or 1)
-        for dtype, shape in zip(dtypes, re.findall(r"\(([\d, ]*)\)", shapes)):
+        for dtype, shape in zip(dtypes, re.findall(r"\(([\d, -]*)\)", shapes)):
             yield dtype, _shape(shape)
 
 
@@ -240,42 +253,5 @@ def dump_training_graph(config_path: str, batch_size: int, folder: Path) -> tupl
     Raises:
         UserError: the compilation failed.
     """
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
-        "MS_DEV_SAVE_GRAPHS": "1",
-        "MS_DEV_SAVE_GRAPHS_PATH": str(folder / "graphs"),
-        "MS_DEV_DUMP_IR_PASSES": "validate",
-        "MS_DEV_PRECOMPILE_ONLY": "1",
-    }
-    command = [sys.executable, "-m", "src.benchmark.graph_counts", os.path.abspath(config_path), str(batch_size)]
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    dumps = sorted((folder / "graphs").glob("*validate*.ir"))
-    if result.returncode or not dumps:
-        lines = result.stderr.strip().splitlines() or ["no graph was written"]
-        raise UserError(f"{config_path}: compiling the training step failed: {lines[-1]}")
-    return dumps[-1].read_text(encoding="utf-8"), json.loads(result.stdout.strip().splitlines()[-1])
-
-
-def _compile_training_step(config_path: str, batch_size: int) -> None:
-    """In the child: build what train.py builds, for CPU, and compile it."""
-    import mindspore as ms
-    import numpy as np
-
-    from src.config import load_config
-    from src.runtime.device import Device, setup_device
-    from src.trainers.setup import build_network, build_train_step
-
-    overrides = {"device_target": "CPU", "device_num": 1, **({"batch_size": batch_size} if batch_size else {})}
-    config = load_config(config_path, overrides)
-    setup_device(config.run)
-    train_step = build_train_step(config, build_network(config), 1000, Device())
-    images = np.zeros((config.data.batch_size, config.model.in_channels, *config.model.image_hw), np.float32)
-    targets = np.zeros((config.data.batch_size, config.model.num_classes), np.float32)
-    train_step.compile(ms.Tensor(images), ms.Tensor(targets))
-    sizes = [4 * parameter.size for parameter in train_step.optimizer.parameters_to_train]
-    sys.stdout.write(json.dumps({"sizes": sizes, "arch": config.model.arch, "batch": config.data.batch_size}) + "\n")
-
-
-if __name__ == "__main__":
-    _compile_training_step(sys.argv[1], int(sys.argv[2]))
+    graph = dump_graphs([GraphRequest(config_path, "train", batch_size)], folder)[0]
+    return graph.text, {"arch": graph.arch, "batch": graph.batch_size, "sizes": list(graph.sizes)}
