@@ -6,8 +6,9 @@ data:
 
 - forward: an operator belongs to the last block, in the network's order, whose parameters it depends on;
 - backward: to the last block whose parameters' gradients depend on it;
-- both only if the lines of code that it comes from, which are right about classes, pass through the `construct` of a
-  block; else it stands between blocks. A sum of gradients has no such lines: it goes with the value that it belongs to;
+- both only if parameters of that block are still to come, or if the lines of code that it comes from pass through the
+  `construct` of a block; else it stands between blocks. A sum of gradients has no such lines: it goes with the value
+  that it belongs to;
 - update: what follows the gradients: unscale, finite check, clip, optimizer, average of the weights.
 
 What these do not settle is `unattributed`, and shown as such.
@@ -99,8 +100,27 @@ class Attribution:
             if latest[operator.result] is None:
                 ahead = [latest.get(user) for user in self.users[operator.result] if self.phases[user] == FORWARD]
                 latest[operator.result] = min(filter(None, ahead), default=None)
+        ahead = self._next_places(forward, latest)
         for operator in forward:
-            self.parts[operator.result] = _part(operator, latest[operator.result])
+            place = latest[operator.result]
+            inside = place is not None and ahead[operator.result] == place
+            self.parts[operator.result] = _part(operator, place, inside)
+
+    def _next_places(self, forward: Sequence[Operator], latest: dict) -> dict[str, Optional[tuple[int, int]]]:
+        """Operator -> the first place whose parameters meet, at it or after it, the data that it yields."""
+        only_parameters: set[str] = set()
+        ahead: dict[str, Optional[tuple[int, int]]] = {}
+        for operator in forward:
+            behind, own = self.inputs[operator.result], [_place(name) for name in operator.parameters]
+            if None not in own and (own or behind) and all(number in only_parameters for number in behind):
+                only_parameters.add(operator.result)
+        for operator in reversed(forward):
+            number = operator.result
+            places = [ahead.get(user) for user in self.users[number]]
+            if number not in only_parameters:
+                places += [latest[other] for other in self.inputs[number] if other in only_parameters]
+            ahead[number] = min(filter(None, places), default=None)
+        return ahead
 
     def _attribute_backward(self) -> None:
         latest = self._places_of_gradients()
@@ -148,7 +168,8 @@ def _place(parameter: str) -> Optional[tuple[int, int]]:
     return (AFTER, 0) if parameter.startswith(("head.", "norm.")) else None
 
 
-def _part(operator: Operator, place: Optional[tuple[int, int]]) -> str:
+def _part(operator: Operator, place: Optional[tuple[int, int]], inside: bool = False) -> str:
+    """The part of an operator at a place; `inside`: it stands between parameters of that place for certain."""
     constructs = code_of(operator)
     if "NetworkWithLoss.construct" in constructs and "FocalTransformer.construct" not in constructs:
         return LOSS
@@ -156,7 +177,7 @@ def _part(operator: Operator, place: Optional[tuple[int, int]]) -> str:
         return UNATTRIBUTED
     stage, block = place
     is_block = 0 <= stage < AFTER and block < AFTER
-    if "FocalBlock.construct" in constructs:
+    if "FocalBlock.construct" in constructs or (inside and is_block):
         return f"layers.{stage}.blocks.{block}" if is_block else UNATTRIBUTED
     if is_block and not constructs and operator.name == "AddN":
         return f"layers.{stage}.blocks.{block}"
