@@ -8,18 +8,18 @@ from src.models import create_model
 from tests.numerics.reference_cases import case_config, case_input
 
 
+def loss_and_gradients(recompute):
+    rates = {"drop_path_rate": 0.3, "drop_rate": 0.1, "attn_drop_rate": 0.1}
+    network = create_model(case_config("nano_v2", recompute=recompute, **rates))
+    network.set_train(True)
+
+    def loss(images):
+        return ops.logsumexp(network(images), -1).mean()
+
+    value, gradients = ms.value_and_grad(loss, None, network.trainable_params())(ms.Tensor(case_input("nano_v2")))
+    return [value.asnumpy(), *(gradient.asnumpy() for gradient in gradients)]
+
+
 def test_loss_and_gradients_stay_the_same_with_drop_path_and_dropout():
-    results = []
-    for recompute in (False, True):
-        rates = {"drop_path_rate": 0.3, "drop_rate": 0.1, "attn_drop_rate": 0.1}
-        network = create_model(case_config("nano_v2", recompute=recompute, **rates))
-        network.set_train(True)
-        parameters = network.trainable_params()
-
-        def loss(images, network=network):
-            return ops.logsumexp(network(images), -1).mean()
-
-        value, gradients = ms.value_and_grad(loss, None, parameters)(ms.Tensor(case_input("nano_v2")))
-        results.append([value.asnumpy(), *(gradient.asnumpy() for gradient in gradients)])
-    for plain, recomputed in zip(*results):
+    for recomputed, plain in zip(loss_and_gradients(True), loss_and_gradients(False)):
         np.testing.assert_allclose(recomputed, plain, rtol=1e-5, atol=1e-7)
