@@ -6,7 +6,8 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def graph_mode_on_cpu():
-    ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
+    ms.set_device("CPU")  # before the first kernel of the session: later calls must find it said already
+    ms.set_context(mode=ms.GRAPH_MODE)
 
 
 @pytest.fixture
