@@ -15,7 +15,7 @@ from mindspore import dtype as mstype
 
 from src.models.focal_geometry import KeyTable
 from src.models.gather import MergeHeads, SplitHeads, index_tensor
-from src.models.layers import AddToSamples, Dropout, dense
+from src.models.layers import AddToSamples, Dropout, SubtractRowSums, dense
 
 
 class AttentionTables:
@@ -33,6 +33,47 @@ class AttentionTables:
         self.merge_heads = MergeHeads(table.queries, heads)
         self.bias_index = index_tensor(table.bias_index)  # (G * Q * K,)
         self.shape = (len(table.queries), table.queries.shape[1], table.keys.shape[1])  # G, Q, K
+
+
+class WindowedProducts(nn.Cell):
+    """softmax(q k^T + bias) v of every group. Its own gradient keeps little: the input and the attention weights.
+
+    Queries, keys and values of the groups together are several times as large as the tokens they are picked from, and
+    picking them again in the backward pass costs a few percent of it.
+    """
+
+    def __init__(self, scale: float, attn_drop: Dropout) -> None:
+        super().__init__()
+        self.scale = scale
+        self.attn_drop = attn_drop
+        self.product = ops.BatchMatMul()
+        self.product_transposed = ops.BatchMatMul(transpose_b=True)
+        self.transposed_product = ops.BatchMatMul(transpose_a=True)
+        self.softmax = ops.Softmax(-1)
+        self.add_to_samples = AddToSamples()
+        self.subtract_row_sums = SubtractRowSums()
+        self.split_heads: Optional[SplitHeads] = None
+
+    def construct(self, qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """qkv (B, T, 3 * C), bias (1, h * G, Q, K) float32 -> (B, h * G, Q, d), and the weights, float32."""
+        queries, keys, values = self.split_heads(qkv)  # (B, h * G, Q or K, d)
+        logits = self.product_transposed(queries * self.scale, keys)  # (B, h * G, Q, K)
+        weights = self.softmax(self.add_to_samples(logits.astype(mstype.float32), bias))
+        return self.product(self.attn_drop(weights.astype(values.dtype)), values), weights
+
+    def bprop(self, qkv: Tensor, bias: Tensor, out: tuple, dout: tuple) -> tuple[Tensor, Tensor]:
+        weights, dout = out[1], dout[0]  # nobody differentiates the weights
+        # Without the dependence the compiler would keep what it picked on the way forward.
+        queries, keys, values = self.split_heads(ops.depend(qkv, dout))
+        dropped = self.attn_drop(weights.astype(values.dtype))
+        dvalues = self.transposed_product(dropped, dout)
+        dweights = self.attn_drop(self.product_transposed(dout, values)).astype(mstype.float32)
+        dlogits = self.subtract_row_sums(dweights, dweights * weights) * weights  # of the softmax
+        dbias = self.add_to_samples.sum_samples(dlogits)
+        dlogits = dlogits.astype(values.dtype)
+        dqueries = self.product(dlogits, keys) * self.scale
+        dkeys = self.transposed_product(dlogits, queries * self.scale)
+        return self.split_heads.gradient(dqueries, dkeys, dvalues), dbias
 
 
 class FocalAttention(nn.Cell):
@@ -61,20 +102,17 @@ class FocalAttention(nn.Cell):
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.scale = qk_scale or (dim // heads) ** -0.5
         self.qkv = dense(dim, 3 * dim, has_bias=qkv_bias)
         self.proj = dense(dim, dim)
         self.position_bias = position_bias
-        self.attn_drop, self.proj_drop = attn_drop, proj_drop
-        self.query_key_product = ops.BatchMatMul(transpose_b=True)
-        self.weight_value_product = ops.BatchMatMul()
-        self.add_to_samples = AddToSamples()
+        self.proj_drop = proj_drop
+        self.windowed_products = WindowedProducts(qk_scale or (dim // heads) ** -0.5, attn_drop)
         self.constant_bias: Optional[Tensor] = None
         self.use_tables(tables)
 
     def use_tables(self, tables: AttentionTables) -> None:
         """Attend by other tables from now on (before compilation)."""
-        self.split_heads, self.merge_heads = tables.split_heads, tables.merge_heads
+        self.windowed_products.split_heads, self.merge_heads = tables.split_heads, tables.merge_heads
         self.bias_index, self.table_shape = tables.bias_index, tables.shape
 
     def gather_bias(self) -> Tensor:
@@ -85,10 +123,6 @@ class FocalAttention(nn.Cell):
 
     def construct(self, tokens: Tensor) -> Tensor:
         """tokens (B, T, C), normalised -> (B, N, C)."""
-        queries, keys, values = self.split_heads(self.qkv(tokens))  # (B, h * G, Q or K, d)
-        logits = self.query_key_product(queries * self.scale, keys)  # (B, h * G, Q, K)
         bias = self.constant_bias if self.constant_bias is not None else self.gather_bias()
-        logits = self.add_to_samples(logits.astype(mstype.float32), bias)
-        weights = ops.softmax(logits, -1).astype(values.dtype)  # (B, h * G, Q, K)
-        attended = self.weight_value_product(self.attn_drop(weights), values)  # (B, h * G, Q, d)
+        attended, _ = self.windowed_products(self.qkv(tokens), bias)  # (B, h * G, Q, d)
         return self.proj_drop(self.proj(self.merge_heads(attended)))  # (B, N, C)

@@ -140,14 +140,17 @@ class SplitHeads(nn.Cell):
         values = ops.gather(rows, self.tables[2], 1).reshape(shape)  # (B, heads * G, K, d)
         return queries, keys, values
 
-    def bprop(self, qkv: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]) -> tuple[Tensor]:
-        batch, _, width = qkv.shape
-        depth = width // (3 * self.heads)
+    def gradient(self, dqueries: Tensor, dkeys: Tensor, dvalues: Tensor) -> Tensor:
+        """Gradients of what `construct` returns -> gradient of its input, (B, T, 3 * C)."""
+        batch, _, _, depth = dqueries.shape
         parts = ()
-        for kind in range(3):
-            total = self.sum_uses[kind](dout[kind].reshape((batch, -1, depth)))  # (B, T * heads, d)
+        for kind, taken in enumerate((dqueries, dkeys, dvalues)):
+            total = self.sum_uses[kind](taken.reshape((batch, -1, depth)))  # (B, T * heads, d)
             parts += (total.reshape((batch, self.num_tokens, self.heads * depth)),)
-        return (ops.concat(parts, -1),)  # (B, T, 3 * C)
+        return ops.concat(parts, -1)
+
+    def bprop(self, qkv: Tensor, out: tuple[Tensor, ...], dout: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (self.gradient(dout[0], dout[1], dout[2]),)
 
 
 class MergeHeads(nn.Cell):

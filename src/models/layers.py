@@ -13,6 +13,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+_MATMUL = ops.MatMul()  # the function ops.matmul unfolds into a dozen nodes for the compiler
+
 
 def runs_on_cpu() -> bool:
     """Whether networks built now will run on a CPU, whose kernels call for other operations in a few places."""
@@ -33,10 +35,37 @@ class AddToSamples(nn.Cell):
     def construct(self, x: Tensor, addend: Tensor) -> Tensor:
         if self.repeat_first and self.training:
             # A product with ones repeats as fast as tile, and its gradient, a product too, beats the sum over samples.
-            addend = ops.matmul(ops.ones((x.shape[0], 1), addend.dtype), addend.reshape((1, -1))).reshape(x.shape)
+            addend = _MATMUL(ops.ones((x.shape[0], 1), addend.dtype), addend.reshape((1, -1))).reshape(x.shape)
         elif self.repeat_first:
             addend = ops.tile(addend, (x.shape[0],) + (1,) * (x.ndim - 1))
         return x + addend
+
+    def sum_samples(self, gradient: Tensor) -> Tensor:
+        """Gradient of the sum (B, ...) -> gradient of the addend (1, ...)."""
+        if self.repeat_first:
+            ones = ops.ones((1, gradient.shape[0]), gradient.dtype)
+            summed = _MATMUL(ones, gradient.reshape((gradient.shape[0], -1)))
+            return summed.reshape((1,) + gradient.shape[1:])
+        return gradient.sum(0, keepdims=True)
+
+
+class SubtractRowSums(nn.Cell):
+    """x minus, in each row, the sum of that row of `addends`; both (..., K).
+
+    MindSpore's CPU kernel of a subtraction that broadcasts is slow and keeps a table of 16 bytes per number as long as
+    the graph lives, so there the sums are spread by a product with ones.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spread_first = runs_on_cpu()
+
+    def construct(self, x: Tensor, addends: Tensor) -> Tensor:
+        sums = addends.sum(-1, keepdims=True)
+        if self.spread_first:
+            ones = ops.ones((1, x.shape[-1]), x.dtype)
+            sums = _MATMUL(sums.reshape((-1, 1)), ones).reshape(x.shape)
+        return x - sums
 
 
 class LayerNorm(nn.LayerNorm):
@@ -80,7 +109,7 @@ _LOGIT_POLYNOMIAL = (
 
 
 class NormalCdf(nn.Cell):
-    """Phi(x), the distribution function of the standard normal, elementwise; its gradient is the density.
+    """Phi(x), the distribution function of the standard normal, elementwise.
 
     On CPU, where MindSpore's Erf takes as long as the matrix products of an MLP, a polynomial inside a sigmoid takes
     its place, good to float32's rounding and computed in it: float16 can hold neither its coefficients nor its powers.
@@ -101,8 +130,25 @@ class NormalCdf(nn.Cell):
             return ops.sigmoid(logit * x).astype(dtype)
         return 0.5 + 0.5 * ops.erf(x * math.sqrt(0.5))
 
-    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
-        return (dout * ops.exp(ops.square(x) * -0.5 - 0.5 * math.log(2 * math.pi)),)
+
+class GeluAndSlope(nn.Cell):
+    """x * Phi(x) and its derivative Phi(x) + x * phi(x), phi the normal density.
+
+    The derivative is computed on the way forward, as it is all that the backward pass then needs: one tensor is kept
+    for it instead of x, Phi(x) and the density. Without a backward pass the compiler leaves it out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normal_cdf = NormalCdf()
+
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        cdf = self.normal_cdf(x)
+        density = ops.exp(ops.square(x) * -0.5 - 0.5 * math.log(2 * math.pi))
+        return x * cdf, cdf + x * density
+
+    def bprop(self, x: Tensor, out: tuple[Tensor, Tensor], dout: tuple[Tensor, Tensor]) -> tuple[Tensor]:
+        return (dout[0] * out[1],)
 
 
 class GELU(nn.Cell):
@@ -110,10 +156,10 @@ class GELU(nn.Cell):
 
     def __init__(self) -> None:
         super().__init__()
-        self.normal_cdf = NormalCdf()
+        self.gelu_and_slope = GeluAndSlope()
 
     def construct(self, x: Tensor) -> Tensor:
-        return x * self.normal_cdf(x)
+        return self.gelu_and_slope(x)[0]
 
 
 class CounterUniform(nn.Cell):
@@ -170,6 +216,29 @@ class Dropout(nn.Cell):
         return x * kept * (1 / (1 - self.rate))
 
 
+class ScaleSamples(nn.Cell):
+    """x (B, N, C) times one factor per sample (B, 1), through which no gradient flows.
+
+    A product that broadcasts is four times slower on CPU than a matrix product with ones, so there the factors are
+    spread first; anew in the backward pass, where keeping them would take as much memory as keeping x.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spread_first = runs_on_cpu()
+
+    def construct(self, x: Tensor, factors: Tensor) -> Tensor:
+        batch, tokens, channels = x.shape
+        if self.spread_first:
+            factors = _MATMUL(factors, ops.ones((1, tokens * channels), x.dtype))  # (B, N * C)
+            return x * factors.reshape((batch, tokens, channels))
+        return x * factors.reshape((batch, 1, 1))
+
+    def bprop(self, x: Tensor, factors: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        spread_again = ops.depend(factors, dout)  # else the compiler would keep what it spread on the way forward
+        return self.construct(dout, spread_again), ops.zeros_like(factors)
+
+
 class DropPath(nn.Cell):
     """Stochastic depth (Huang et al. 2016): zeroes a branch for whole samples, scales the others by 1 / (1 - rate)."""
 
@@ -177,17 +246,13 @@ class DropPath(nn.Cell):
         super().__init__()
         self.rate = rate
         self.uniform = uniform
-        self.spread_first = runs_on_cpu()
+        self.scale_samples = ScaleSamples()
 
     def construct(self, x: Tensor) -> Tensor:
         if self.rate == 0.0 or not self.training:
             return x
-        batch, tokens, channels = x.shape
-        kept = (self.uniform((batch, 1)) >= self.rate).astype(x.dtype) * (1 / (1 - self.rate))  # (B, 1)
-        if self.spread_first:  # a product that broadcasts is four times slower on CPU than a matrix product with ones
-            kept = ops.matmul(kept, ops.ones((1, tokens * channels), x.dtype))  # (B, N * C)
-            return x * ops.stop_gradient(kept.reshape((batch, tokens, channels)))
-        return x * kept.reshape((batch, 1, 1))
+        kept = (self.uniform((x.shape[0], 1)) >= self.rate).astype(x.dtype)  # (B, 1)
+        return self.scale_samples(x, kept * (1 / (1 - self.rate)))
 
 
 class Mlp(nn.Cell):

@@ -131,9 +131,10 @@ def _pool(graph: OnnxGraph, x: str, pool: WindowPooling) -> str:
 
 def _attention(graph: OnnxGraph, tokens: str, attention: FocalAttention) -> str:
     """(B, T, C) -> (B, N, C)."""
-    split, heads = attention.split_heads, attention.heads
+    products, heads = attention.windowed_products, attention.heads
+    split = products.split_heads
     depth = attention.proj.in_channels // heads
-    qkv = _dense(graph, tokens, attention.qkv, scale_queries=attention.scale)  # (B, T, 3 * C)
+    qkv = _dense(graph, tokens, attention.qkv, scale_queries=products.scale)  # (B, T, 3 * C)
     rows = graph.reshape(qkv, 0, split.num_tokens * 3 * heads, depth)
     queries, keys, values = (
         graph.reshape(graph.gather(rows, table.asnumpy()), 0, heads * split.groups, -1, depth) for table in split.tables

@@ -25,6 +25,7 @@ from src.config.schema import RunConfig
 from src.errors import UserError
 from src.runtime.compat import check_numpy
 from src.runtime.environment import Launch, check_device_num, detect_launch
+from src.runtime.memory import use_one_memory_pool
 
 logger = logging.getLogger("focal")
 
@@ -96,6 +97,7 @@ def _set_target(run: RunConfig, launch: Optional[Launch]) -> None:
     try:
         if run.device_target == "CPU":
             ms.set_device("CPU")
+            use_one_memory_pool()
         else:
             ms.set_device(run.device_target, device_id)
     except (RuntimeError, ValueError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 PREFIX = "ema"  # checkpoint names: ema.<parameter name>
 
@@ -26,6 +26,7 @@ class Ema(nn.Cell):
             average.requires_grad = False
         self.rate = 1.0 - decay  # in float64: 1 - 0.99992 in float32 would be off by 1e-3 of itself
         self.warmup = warmup
+        self.for_each = ops.HyperMap()
 
     def construct(self, finite: Tensor, updates: Tensor) -> Tensor:
         """Take one step towards the parameters, or none at all.
@@ -42,7 +43,9 @@ class Ema(nn.Cell):
             # 1 - (1 + t) / (10 + t) = 9 / (10 + t)
             rate = ops.maximum(rate, 9.0 / (10.0 + updates.astype(ms.float32)))
         rate = ops.select(finite, rate, ops.zeros_like(rate))
-        for i in range(len(self.averages)):
-            average = self.averages[i]
-            ops.assign_add(average, (self.parameters_to_average[i] - average) * rate)
-        return rate
+        moved = self.for_each(ops.partial(_approach, rate), self.averages, self.parameters_to_average)
+        return ops.depend(rate, moved)
+
+
+def _approach(rate: Tensor, average: Parameter, parameter: Parameter) -> Tensor:
+    return ops.assign_add(average, (parameter - average) * rate)

@@ -12,26 +12,30 @@ from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloat
 from src.runtime.precision import saturates_on_overflow
 
 _MUL_NO_NAN = ops.MulNoNan()
+# Maps a function over tuples of tensors: far fewer nodes for the compiler than a loop that grows a tuple.
+_FOR_EACH = ops.HyperMap()
 
 
-def unscale(gradients: tuple, factor: Tensor) -> tuple:
-    """Gradients in float32, times `factor` (one over the loss scale)."""
-    unscaled = ()
-    for gradient in gradients:
-        unscaled += (gradient.astype(ms.float32) * factor,)
-    return unscaled
+def to_float32(gradients: tuple) -> tuple:
+    """Gradients in float32; those that are already cost nothing."""
+    return _FOR_EACH(_to_float32, gradients)
+
+
+def _to_float32(gradient: Tensor) -> Tensor:
+    return gradient.astype(ms.float32)
+
+
+def _square_sum(gradient: Tensor) -> Tensor:
+    squares = ops.square(gradient.astype(ms.float32))
+    if gradient.ndim > 1:
+        # The last axis first: on CPU a sum over several axes at once takes four times as long.
+        squares = squares.sum(-1)
+    return squares.sum()
 
 
 def global_norm(gradients: tuple) -> Tensor:
     """Float32 L2 norm over all gradients together; not finite exactly if an entry, or the sum of squares, is not."""
-    total = Tensor(0.0, ms.float32)
-    for gradient in gradients:
-        squares = ops.square(gradient.astype(ms.float32))
-        if gradient.ndim > 1:
-            # The last axis first: on CPU a sum over several axes at once takes four times as long.
-            squares = squares.sum(-1)
-        total = total + squares.sum()
-    return ops.sqrt(total)
+    return ops.sqrt(ops.addn(_FOR_EACH(_square_sum, gradients)))
 
 
 def clip_factor(norm: Tensor, limit: float) -> Tensor:
@@ -48,10 +52,11 @@ def scale_or_zero(gradients: tuple, factor: Tensor, finite: Tensor) -> tuple:
     `mul_no_nan` by zero gives zero even for inf and nan, in the one pass that scaling needs anyway.
     """
     factor = ops.select(finite, factor, ops.zeros_like(factor))
-    scaled = ()
-    for gradient in gradients:
-        scaled += (_MUL_NO_NAN(gradient, factor),)
-    return scaled
+    return _FOR_EACH(ops.partial(_times_or_zero, factor), gradients)
+
+
+def _times_or_zero(factor: Tensor, gradient: Tensor) -> Tensor:
+    return _MUL_NO_NAN(gradient, factor)
 
 
 class OverflowCheck(nn.Cell):
@@ -88,7 +93,7 @@ class OverflowCheck(nn.Cell):
 
 
 class Accumulator(nn.Cell):
-    """Sums of gradients, losses and overflow flags over the micro-batches of one update.
+    """Sums of unscaled gradients, of losses and overflow flags over the micro-batches of one update.
 
     Args:
         parameters: the trained parameters.
@@ -103,27 +108,37 @@ class Accumulator(nn.Cell):
         self.overflow = Parameter(Tensor(0.0, ms.float32), name="accumulated_overflow", requires_grad=False)
         self.count = Parameter(Tensor(0, ms.int32), name="accumulated_count", requires_grad=False)
 
-    def construct(self, gradients: tuple, loss: Tensor, overflow: Tensor) -> Tensor:
-        """Add one micro-batch; returns the scalar bool: is the update complete?"""
-        for i in range(len(self.sums)):
-            ops.assign_add(self.sums[i], gradients[i])
+    def construct(self, gradients: tuple, unscaling: Tensor, loss: Tensor, overflow: Tensor) -> Tensor:
+        """Add one micro-batch; returns the scalar bool: is the update complete?
+
+        Args:
+            gradients: of the scaled loss, float32.
+            unscaling: scalar, one over the loss scale.
+            loss: scalar, not scaled.
+            overflow: scalar float32, 1 if an overflow was seen.
+        """
+        _FOR_EACH(ops.partial(_add_product, unscaling), self.sums, gradients)
         ops.assign_add(self.loss, loss)
         ops.assign_add(self.overflow, overflow)
         ops.assign_add(self.count, Tensor(1, ms.int32))
         return self.count >= self.micro_batches
 
-    def means(self) -> tuple:
-        """Mean gradients and mean loss of the update, and its number of overflows."""
+    def sums_and_means(self) -> tuple:
+        """Of the update: summed gradients and the factor that makes them means, mean loss, number of overflows."""
         factor = 1.0 / self.micro_batches
-        gradients = ()
-        for total in self.sums:
-            gradients += (total * factor,)
-        return gradients, self.loss * factor, self.overflow + 0.0
+        return self.sums, Tensor(factor, ms.float32), self.loss * factor, self.overflow + 0.0
 
     def reset(self) -> None:
         """Start the next update from zero; whatever was in the sums, nan included, is gone."""
-        for total in self.sums:
-            ops.assign(total, ops.zeros_like(total))
+        _FOR_EACH(_set_zero, self.sums)
         ops.assign(self.loss, Tensor(0.0, ms.float32))
         ops.assign(self.overflow, Tensor(0.0, ms.float32))
         ops.assign(self.count, Tensor(0, ms.int32))
+
+
+def _add_product(factor: Tensor, total: Parameter, gradient: Tensor) -> Tensor:
+    return ops.assign_add(total, gradient * factor)
+
+
+def _set_zero(total: Parameter) -> Tensor:
+    return ops.assign(total, ops.zeros_like(total))

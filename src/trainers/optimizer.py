@@ -3,7 +3,8 @@
 MindSpore's own optimizers advance their step count and moments whenever called, and its `AdamWeightDecay` is Adam
 without bias correction; a training that skips non-finite updates exactly, without control flow on the device, needs
 the flag inside. So each optimizer here is called as `optimizer(gradients, finite)`: where `finite` is False, its
-parameters, moments and step count stay as they are, to the bit (gradients must then come as zeros).
+parameters, moments and step count stay as they are, to the bit (gradients must then come as zeros). It returns the
+updates done (int32), this one included if it was finite.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ class Optimizer(nn.Cell):
         self.weight_decays = tuple(setting.weight_decay for setting in settings)
         self.lr_factors = tuple(setting.lr_factor for setting in settings)
         self.last_rate = len(learning_rates) - 1
+        self.for_each = ops.HyperMap()
         # A Parameter, not a constant: the graph stays small and does not change with the schedule.
         self.learning_rates = Parameter(
             Tensor(np.asarray(learning_rates, np.float32)), name="schedule.learning_rates", requires_grad=False
@@ -130,7 +132,6 @@ class AdamW(Optimizer):
         self.bias_correction = bias_correction
         self.moments1 = parameters.clone(prefix="moment1", init="zeros")
         self.moments2 = parameters.clone(prefix="moment2", init="zeros")
-        self.fused_update = ops.AdamWeightDecay()
 
     def construct(self, gradients: tuple, finite: Tensor) -> Tensor:
         active = finite.astype(ms.float32)
@@ -138,19 +139,18 @@ class AdamW(Optimizer):
         correction1, correction2 = self.corrections()
         beta1 = ops.select(finite, Tensor(self.betas[0], ms.float32), Tensor(1.0, ms.float32))
         beta2 = ops.select(finite, Tensor(self.betas[1], ms.float32), Tensor(1.0, ms.float32))
-        for i in range(len(self.parameters_to_train)):
-            self.fused_update(
-                self.parameters_to_train[i],
-                self.moments1[i],
-                self.moments2[i],
-                rate * (self.lr_factors[i] * correction2 / correction1),
-                beta1,
-                beta2,
-                self.eps * correction2,
-                self.weight_decays[i] * correction1 / correction2,
-                gradients[i],
-            )
-        return self.advance(finite)
+        kernel_rate, kernel_eps = rate * (correction2 / correction1), self.eps * correction2
+        update = ops.partial(_fused_adamw, kernel_rate, beta1, beta2, kernel_eps, correction1 / correction2)
+        updated = self.for_each(
+            update,
+            self.lr_factors,
+            self.weight_decays,
+            self.parameters_to_train,
+            self.moments1,
+            self.moments2,
+            gradients,
+        )
+        return ops.depend(self.advance(finite), updated)
 
     def corrections(self) -> tuple:
         """c1 and c2 of the update at hand (scalars), by expm1: 1 - beta^t loses digits in float32 where t is small."""
@@ -158,6 +158,28 @@ class AdamW(Optimizer):
             return Tensor(1.0, ms.float32), Tensor(1.0, ms.float32)
         t = self.step.astype(ms.float32) + 1.0
         return -ops.expm1(self.log_betas[0] * t), ops.sqrt(-ops.expm1(self.log_betas[1] * t))
+
+
+_ADAM_WEIGHT_DECAY = ops.AdamWeightDecay()
+
+
+def _fused_adamw(
+    rate: Tensor,
+    beta1: Tensor,
+    beta2: Tensor,
+    eps: Tensor,
+    decay_scale: Tensor,
+    lr_factor: float,
+    weight_decay: float,
+    parameter: Parameter,
+    moment1: Parameter,
+    moment2: Parameter,
+    gradient: Tensor,
+) -> tuple:
+    """One call of the kernel that `AdamW` describes: `rate`, `eps` are lr', eps'; wd' = weight_decay * decay_scale."""
+    decay = weight_decay * decay_scale
+    # Nobody may read what the kernel returns: on CPU the memory behind it is never written.
+    return _ADAM_WEIGHT_DECAY(parameter, moment1, moment2, rate * lr_factor, beta1, beta2, eps, decay, gradient)
 
 
 class Lamb(Optimizer):
@@ -187,25 +209,50 @@ class Lamb(Optimizer):
         correction1 = 1.0 - ops.pow(Tensor(self.beta1, ms.float32), t)
         correction2 = 1.0 - ops.pow(Tensor(self.beta2, ms.float32), t)
         share1, share2 = (1.0 - self.beta1) * active, (1.0 - self.beta2) * active
-        for i in range(len(self.parameters_to_train)):
-            parameter, moment1, moment2 = self.parameters_to_train[i], self.moments1[i], self.moments2[i]
-            ops.assign_add(moment1, (gradients[i] - moment1) * share1)
-            ops.assign_add(moment2, (ops.square(gradients[i]) - moment2) * share2)
-            direction = moment1 / correction1 / (ops.sqrt(moment2 / correction2) + self.eps)
-            trust = Tensor(1.0, ms.float32)
-            if self.weight_decays[i] > 0:
-                direction = direction + self.weight_decays[i] * parameter
-                trust = self.trust_ratio(parameter, direction)
-            ops.assign_sub(parameter, direction * (rate * self.lr_factors[i] * trust))
-        return self.advance(finite)
+        updated = self.for_each(
+            ops.partial(_lamb, rate, share1, share2, correction1, correction2, self.eps),
+            self.lr_factors,
+            self.weight_decays,
+            self.parameters_to_train,
+            self.moments1,
+            self.moments2,
+            gradients,
+        )
+        return ops.depend(self.advance(finite), updated)
 
-    def trust_ratio(self, parameter: Tensor, direction: Tensor) -> Tensor:
-        """Norm of the weights over norm of the direction; 1 where either is zero."""
-        weight_norm = ops.sqrt(ops.square(parameter).sum())
-        direction_norm = ops.sqrt(ops.square(direction).sum())
-        one = ops.ones_like(weight_norm)
-        ratio = weight_norm / ops.select(direction_norm > 0, direction_norm, one)
-        return ops.select(ops.logical_and(weight_norm > 0, direction_norm > 0), ratio, one)
+
+def _lamb(
+    rate: Tensor,
+    share1: Tensor,
+    share2: Tensor,
+    correction1: Tensor,
+    correction2: Tensor,
+    eps: float,
+    lr_factor: float,
+    weight_decay: float,
+    parameter: Parameter,
+    moment1: Parameter,
+    moment2: Parameter,
+    gradient: Tensor,
+) -> Tensor:
+    """One tensor's update; `share1`, `share2` are 1 - beta1 and 1 - beta2, or 0 to skip."""
+    ops.assign_add(moment1, (gradient - moment1) * share1)
+    ops.assign_add(moment2, (ops.square(gradient) - moment2) * share2)
+    direction = moment1 / correction1 / (ops.sqrt(moment2 / correction2) + eps)
+    trust = Tensor(1.0, ms.float32)
+    if weight_decay > 0:
+        direction = direction + weight_decay * parameter
+        trust = _trust_ratio(parameter, direction)
+    return ops.assign_sub(parameter, direction * (rate * lr_factor * trust))
+
+
+def _trust_ratio(parameter: Tensor, direction: Tensor) -> Tensor:
+    """Norm of the weights over norm of the direction; 1 where either is zero."""
+    weight_norm = ops.sqrt(ops.square(parameter).sum())
+    direction_norm = ops.sqrt(ops.square(direction).sum())
+    one = ops.ones_like(weight_norm)
+    ratio = weight_norm / ops.select(direction_norm > 0, direction_norm, one)
+    return ops.select(ops.logical_and(weight_norm > 0, direction_norm > 0), ratio, one)
 
 
 class Momentum(Optimizer):
@@ -226,12 +273,29 @@ class Momentum(Optimizer):
         active = finite.astype(ms.float32)
         rate = self.current_rate() * active
         decay = (1.0 - self.momentum) * active
-        for i in range(len(self.parameters_to_train)):
-            parameter, moment1 = self.parameters_to_train[i], self.moments1[i]
-            ops.assign_add(moment1, gradients[i] - moment1 * decay)
-            step = moment1 + self.weight_decays[i] * parameter
-            ops.assign_sub(parameter, step * (rate * self.lr_factors[i]))
-        return self.advance(finite)
+        updated = self.for_each(
+            ops.partial(_momentum, rate, decay),
+            self.lr_factors,
+            self.weight_decays,
+            self.parameters_to_train,
+            self.moments1,
+            gradients,
+        )
+        return ops.depend(self.advance(finite), updated)
+
+
+def _momentum(
+    rate: Tensor,
+    decay: Tensor,
+    lr_factor: float,
+    weight_decay: float,
+    parameter: Parameter,
+    moment1: Parameter,
+    gradient: Tensor,
+) -> Tensor:
+    """One tensor's update; `decay` is 1 - momentum, or 0 to skip."""
+    ops.assign_add(moment1, gradient - moment1 * decay)
+    return ops.assign_sub(parameter, (moment1 + weight_decay * parameter) * (rate * lr_factor))
 
 
 def create_optimizer(

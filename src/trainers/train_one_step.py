@@ -1,7 +1,10 @@
 """The training step: one Cell, compiled once, in this order and no other:
 
-    forward, loss * scale -> gradients -> / scale -> (accumulate) -> all-reduce mean, once -> finite? agreed over ranks
-    -> clip by global norm -> optimizer -> average of the weights -> loss scale
+    forward, loss * scale -> gradients -> (/ scale, accumulate) -> all-reduce, once -> finite? agreed over ranks
+    -> / scale, mean, clip by global norm -> optimizer -> average of the weights -> loss scale
+
+The factors of one over the scale, of the means over micro-batches and ranks, and of the clipping are scalars; they are
+multiplied first, so that the gradients are multiplied once.
 
 A non-finite update changes nothing but the loss scale, its counters, the place in the schedule and the counter behind
 the network's random masks. There is no branch on the device for it: gradients become zeros, rates zero, betas one.
@@ -18,7 +21,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from src.config.schema import StepConfig
 from src.runtime.collectives import gradient_all_reduces
 from src.trainers.ema import Ema
-from src.trainers.gradients import Accumulator, OverflowCheck, clip_factor, global_norm, scale_or_zero, unscale
+from src.trainers.gradients import Accumulator, OverflowCheck, clip_factor, global_norm, scale_or_zero, to_float32
 from src.trainers.loss_scale import LossScale
 from src.trainers.losses import NetworkWithLoss
 from src.trainers.optimizer import Optimizer
@@ -74,17 +77,16 @@ class TrainOneStep(nn.Cell):
         """
         images = self.overflow_check.start(images)
         (_, loss), gradients = self.value_and_grad(images, targets)
-        gradients = unscale(gradients, 1.0 / self.loss_scale.value)
         overflow = self.overflow_check.read(gradients)
+        gradients, unscaling = to_float32(gradients), 1.0 / self.loss_scale.value
         if self.random_counter is not None:
             ops.assign_add(self.random_counter, Tensor(self.world_size, ms.int32))
         if self.accumulator is None:
-            return self.update(gradients, loss, overflow)
+            return self.update(gradients, unscaling, loss, overflow)
         zero = Tensor(0.0, ms.float32)
         outputs = (zero, zero, zero, zero, zero, zero, zero)
-        if self.accumulator(gradients, loss, overflow):
-            gradients, loss, overflow = self.accumulator.means()
-            outputs = self.update(gradients, loss, overflow)
+        if self.accumulator(gradients, unscaling, loss, overflow):
+            outputs = self.update(*self.accumulator.sums_and_means())
             self.accumulator.reset()
         return outputs
 
@@ -92,11 +94,14 @@ class TrainOneStep(nn.Cell):
         loss = self.network_with_loss(images, targets)
         return loss * self.loss_scale.value, loss
 
-    def update(self, gradients: tuple, loss: Tensor, overflow: Tensor) -> tuple:
-        gradients = self.mean_over_ranks(gradients)
-        norm = global_norm(gradients)
+    def update(self, gradients: tuple, factor: Tensor, loss: Tensor, overflow: Tensor) -> tuple:
+        """Update the weights by `gradients` times `factor` (scalar); returns what `construct` does."""
+        gradients = self.sum_over_ranks(gradients)
+        factor = factor * (1.0 / self.world_size)
+        norm = global_norm(gradients) * factor
         finite, loss = self.agree_finite(norm, loss, overflow)
-        factor = Tensor(1.0, ms.float32) if self.clip_limit is None else clip_factor(norm, self.clip_limit)
+        if self.clip_limit is not None:
+            factor = factor * clip_factor(norm, self.clip_limit)
         gradients = scale_or_zero(gradients, factor, finite)
         rate = self.optimizer.current_rate()
         scale = self.loss_scale.value + 0.0
@@ -107,14 +112,14 @@ class TrainOneStep(nn.Cell):
         nonfinite = 1.0 - finite.astype(ms.float32)
         return Tensor(1.0, ms.float32), loss, norm, rate, scale, nonfinite, in_a_row.astype(ms.float32)
 
-    def mean_over_ranks(self, gradients: tuple) -> tuple:
-        """Mean over ranks: the one place where gradients cross devices."""
+    def sum_over_ranks(self, gradients: tuple) -> tuple:
+        """Sum over ranks: the one place where gradients cross devices."""
         if self.all_reduce_sum is None:
             return gradients
-        means = ()
+        sums = ()
         for i in range(len(gradients)):
-            means += (self.gradient_sums[i](gradients[i]) * (1.0 / self.world_size),)
-        return means
+            sums += (self.gradient_sums[i](gradients[i]),)
+        return sums
 
     def agree_finite(self, norm: Tensor, loss: Tensor, overflow: Tensor) -> tuple:
         """Scalar bool, the same on every rank: was everything finite, everywhere? And the mean loss over ranks."""

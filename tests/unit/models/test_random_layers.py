@@ -181,7 +181,12 @@ def test_rates_of_a_network():
     np.testing.assert_allclose([block.drop_path1.rate for block in blocks], expected, atol=1e-12)
     np.testing.assert_allclose([block.drop_path2.rate for block in blocks], expected, atol=1e-12)
     for block in blocks:
-        rates = (block.attn.attn_drop.rate, block.attn.proj_drop.rate, block.mlp.drop1.rate, block.mlp.drop2.rate)
+        rates = (
+            block.attn.windowed_products.attn_drop.rate,
+            block.attn.proj_drop.rate,
+            block.mlp.drop1.rate,
+            block.mlp.drop2.rate,
+        )
         assert rates == (0.1, 0.2, 0.2, 0.2)
     assert network.pos_drop.rate == 0.2
 

@@ -9,7 +9,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from src.runtime import precision
 from src.trainers import gradients as gradients_module
-from src.trainers.gradients import OverflowCheck, clip_factor, global_norm, scale_or_zero, unscale
+from src.trainers.gradients import OverflowCheck, clip_factor, global_norm, scale_or_zero, to_float32
 
 
 def arrays():
@@ -48,9 +48,11 @@ def test_gradients_of_a_non_finite_update_become_zero():
     assert all((value.asnumpy() == 0).all() for value in zeros)
 
 
-def test_unscale_yields_float32():
-    (value,) = unscale((Tensor(np.array([2.0], np.float16)),), Tensor(2.0**-20, ms.float32))
-    assert value.dtype == ms.float32 and float(value[0]) == 2.0**-19  # below the smallest float16
+def test_gradients_are_scaled_in_float32():
+    gradients = to_float32((Tensor(np.array([2.0], np.float16)), Tensor(np.array([3.0], np.float32))))
+    half, single = scale_or_zero(gradients, Tensor(2.0**-20, ms.float32), Tensor(True))
+    assert half.dtype == single.dtype == ms.float32
+    assert float(half[0]) == 2.0**-19 and float(single[0]) == 3 * 2.0**-20  # below the smallest float16
 
 
 @pytest.mark.parametrize(
