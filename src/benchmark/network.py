@@ -6,7 +6,7 @@ import argparse
 import logging
 import tempfile
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -18,6 +18,7 @@ from src.models import create_model
 from src.models.inference import fold_position_bias
 from src.models.multiply_adds import true_multiply_adds
 from src.runtime.device import setup_device
+from src.runtime.memory import compile_ahead
 from src.runtime.precision import apply_precision
 
 logger = logging.getLogger("focal")
@@ -32,9 +33,13 @@ def run(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     # Backward passes take two products for each one of the forward pass.
     passes = 3 if arguments.command == "train" else 1
     flops = passes * 2 * true_multiply_adds(config.model) * config.data.batch_size
-    step = steps[arguments.command](config)
     measured = timing.measure(
-        arguments.command, step, config.data.batch_size, flops, config.run.device_target, arguments
+        arguments.command,
+        lambda: steps[arguments.command](config),
+        config.data.batch_size,
+        flops,
+        config.run.device_target,
+        arguments,
     )
     result = {
         "arch": config.model.arch,
@@ -55,17 +60,17 @@ def random_images(config: Config) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-def inference_step(config: Config) -> Callable[[], Any]:
+def inference_step(config: Config) -> timing.Subject:
     """A forward pass, as eval.py makes it, with the position bias folded."""
     network = create_model(config)
     network.set_train(False)
     fold_position_bias(network)
     apply_precision(network, config.step.amp_level, config.step.keep_bn_fp32)
     images = Tensor(random_images(config))
-    return lambda: network(images).asnumpy()
+    return timing.Subject(lambda: compile_ahead(network, images), lambda: network(images).asnumpy())
 
 
-def training_step(config: Config) -> Callable[[], Any]:
+def training_step(config: Config) -> timing.Subject:
     """The whole training step: forward, backward, clip, optimizer, average of the weights."""
     from src.runtime.device import Device
     from src.trainers.setup import build_network, build_train_step
@@ -81,14 +86,14 @@ def training_step(config: Config) -> Callable[[], Any]:
         loss = step(images, targets)
         return [output.asnumpy() for output in loss][0]
 
-    return run_step
+    return timing.Subject(lambda: compile_ahead(step, images, targets), run_step)
 
 
-def exported_step(config: Config) -> Callable[[], Any]:
+def exported_step(config: Config) -> timing.Subject:
     """The exported file (`file_format`), run by the runtime that scripts/predict.py uses."""
     images = random_images(config)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"network{SUFFIXES[config.run.file_format]}"
         export_network(create_model(config), config, path, images[:1])
         runner = open_exported(path)
-    return lambda: runner(images)
+    return timing.Subject(lambda: None, lambda: runner(images))

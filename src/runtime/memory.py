@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import sys
+from typing import Any
 
 LARGEST_POOL = 64  # GiB
 _GIB = 1 << 30
@@ -32,3 +33,15 @@ def return_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def compile_ahead(cell: Any, *inputs: Any) -> None:
+    """Compile a Cell for such inputs before its first call, so that memory freed by the compiler is there for tensors.
+
+    In PyNative mode, where nothing is compiled ahead, it does nothing.
+    """
+    import mindspore as ms
+
+    if ms.get_context("mode") == ms.GRAPH_MODE:
+        cell.compile(*inputs)
+        return_freed_memory()

@@ -15,6 +15,7 @@ from mindspore import Tensor
 from src.config import Config, ConfigError
 from src.evaluation import EvalStep, averaged_weights, evaluate
 from src.runtime.device import Device, ProgressWatch, all_reduce_sum
+from src.runtime.memory import compile_ahead
 from src.runtime.signals import StopSignals
 from src.trainers.callbacks import (
     DivergenceGuard,
@@ -92,6 +93,7 @@ class Training:
         self.watch = ProgressWatch(config.run.step_timeout if device.world_size > 1 else 0.0, device.rank)
         self.evaluation_seconds = 0.0
         self.first_update = True  # of this process: it compiles
+        self.compiled = False
         self.started = time.time()
 
     def run(self) -> int:
@@ -131,7 +133,14 @@ class Training:
             first = self.progress.step_in_epoch
             batches = self.stop.guard(self.train_data.epoch(self.progress.epoch, first))
             for _, (images, targets) in zip(range(per_epoch - first), batches):
-                yield self.train_step(Tensor(images), Tensor(targets))
+                yield self._step(Tensor(images), Tensor(targets))
+
+    def _step(self, images: Tensor, targets: Tensor) -> tuple:
+        if not self.compiled:
+            start, self.compiled = time.time(), True
+            compile_ahead(self.train_step, images, targets)
+            logger.info("training step compiled in %s", format_duration(time.time() - start))
+        return self.train_step(images, targets)
 
     def _watched(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The items of `batches`, each taken as a sign of progress; stop signals stay ours."""
