@@ -23,6 +23,7 @@ from src.errors import UserError
 
 logger = logging.getLogger("focal")
 
+WARM_UP = 5  # steps that are not timed: MindSpore's CPU kernels try numbers of threads in their first calls
 PEAK_SIDE = 2048  # of the square matrices whose product gives the machine's peak
 _FIGURE = re.compile(r"images_per_second\"?\s*[:=]\s*([0-9.eE+-]+)")
 
@@ -135,6 +136,8 @@ def measure(
     step = made[0].run
     start_up["first_step"] = seconds_of(step)
     start_up["total"] = seconds_since_start()
+    for _ in range(WARM_UP):
+        step()
     seconds: list[float] = []
     peer: list[float] = []
     peaks: list[float] = []
