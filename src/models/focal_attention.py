@@ -15,7 +15,7 @@ from mindspore import dtype as mstype
 
 from src.models.focal_geometry import KeyTable
 from src.models.gather import MergeHeads, SplitHeads, index_tensor
-from src.models.layers import AddToSamples, Dropout, SubtractRowSums, dense
+from src.models.layers import AddToSamples, Dropout, SoftmaxGradient, dense
 
 
 class AttentionTables:
@@ -51,7 +51,7 @@ class WindowedProducts(nn.Cell):
         self.transposed_product = ops.BatchMatMul(transpose_a=True)
         self.softmax = ops.Softmax(-1)
         self.add_to_samples = AddToSamples()
-        self.subtract_row_sums = SubtractRowSums()
+        self.softmax_gradient = SoftmaxGradient()
         self.split_heads: Optional[SplitHeads] = None
 
     def construct(self, qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ class WindowedProducts(nn.Cell):
         dropped = self.attn_drop(weights.astype(values.dtype))
         dvalues = self.transposed_product(dropped, dout)
         dweights = self.attn_drop(self.product_transposed(dout, values)).astype(mstype.float32)
-        dlogits = self.subtract_row_sums(dweights, dweights * weights) * weights  # of the softmax
+        dlogits = self.softmax_gradient(dweights, weights)
         dbias = self.add_to_samples.sum_samples(dlogits)
         dlogits = dlogits.astype(values.dtype)
         dqueries = self.product(dlogits, keys) * self.scale

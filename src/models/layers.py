@@ -12,6 +12,7 @@ from typing import Optional
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops.auto_generate import SoftmaxBackward
 
 _MATMUL = ops.MatMul()  # the function ops.matmul unfolds into a dozen nodes for the compiler
 
@@ -49,23 +50,24 @@ class AddToSamples(nn.Cell):
         return gradient.sum(0, keepdims=True)
 
 
-class SubtractRowSums(nn.Cell):
-    """x minus, in each row, the sum of that row of `addends`; both (..., K).
+class SoftmaxGradient(nn.Cell):
+    """Gradient of softmax over the last axis: (dout - sum(dout * out)) * out, sums over rows; all (..., K).
 
-    MindSpore's CPU kernel of a subtraction that broadcasts is slow and keeps a table of 16 bytes per number as long as
-    the graph lives, so there the sums are spread by a product with ones.
+    On CPU, MindSpore makes a subtraction that broadcasts of it, which is slow there and keeps a table of 16 bytes per
+    number as long as the graph lives; so there the sums are spread by a product with ones.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.spread_first = runs_on_cpu()
+        self.softmax_backward = SoftmaxBackward()
 
-    def construct(self, x: Tensor, addends: Tensor) -> Tensor:
-        sums = addends.sum(-1, keepdims=True)
+    def construct(self, dout: Tensor, out: Tensor) -> Tensor:
         if self.spread_first:
-            ones = ops.ones((1, x.shape[-1]), x.dtype)
-            sums = _MATMUL(sums.reshape((-1, 1)), ones).reshape(x.shape)
-        return x - sums
+            sums = (dout * out).sum(-1).reshape((-1, 1))
+            sums = _MATMUL(sums, ops.ones((1, out.shape[-1]), out.dtype)).reshape(out.shape)
+            return (dout - sums) * out
+        return self.softmax_backward(dout, out, -1)
 
 
 class LayerNorm(nn.LayerNorm):
