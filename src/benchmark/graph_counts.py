@@ -240,7 +240,7 @@ def _used_outside(working: Sequence[Operator], source: dict[str, str], cluster: 
 
 
 def dump_training_graph(config_path: str, batch_size: int, folder: Path) -> tuple[str, dict]:
-    """Compile a training step in a process of its own, and return its graph.
+    """Compile a training step as an Ascend gets it, in a process of its own, and return its graph.
 
     Args:
         config_path: YAML file.
@@ -253,5 +253,5 @@ def dump_training_graph(config_path: str, batch_size: int, folder: Path) -> tupl
     Raises:
         UserError: the compilation failed.
     """
-    graph = dump_graphs([GraphRequest(config_path, "train", batch_size)], folder)[0]
+    graph = dump_graphs([GraphRequest(config_path, "train", batch_size, for_ascend=True)], folder)[0]
     return graph.text, {"arch": graph.arch, "batch": graph.batch_size, "sizes": list(graph.sizes)}
