@@ -15,6 +15,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops.auto_generate import SoftmaxBackward
 
 _MATMUL = ops.MatMul()  # the function ops.matmul unfolds into a dozen nodes for the compiler
+_REDUCE_SUM = ops.ReduceSum(keep_dims=True)
 
 
 def runs_on_cpu() -> bool:
@@ -47,7 +48,7 @@ class AddToSamples(nn.Cell):
             ones = ops.ones((1, gradient.shape[0]), gradient.dtype)
             summed = _MATMUL(ones, gradient.reshape((gradient.shape[0], -1)))
             return summed.reshape((1,) + gradient.shape[1:])
-        return gradient.sum(0, keepdims=True)
+        return _REDUCE_SUM(gradient, 0)
 
 
 class SoftmaxGradient(nn.Cell):
