@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -97,6 +97,17 @@ class Optimizer(nn.Cell):
         index = ops.minimum(self.position, Tensor(self.last_rate, ms.int32))
         return ops.gather(self.learning_rates, index, 0)
 
+    def update_all(self, update: Callable, moments: tuple, gradients: tuple, finite: Tensor) -> Tensor:
+        """Call `update` once per parameter, and count the update; returns what `advance` does.
+
+        Args:
+            update: called with rate factor, weight decay, parameter, its moments and its gradient.
+            moments: one tuple of Parameters per kind of moment.
+            gradients, finite: see the module.
+        """
+        done = self.for_each(update, self.lr_factors, self.weight_decays, self.parameters_to_train, *moments, gradients)
+        return ops.depend(self.advance(finite), done)
+
     def advance(self, finite: Tensor) -> Tensor:
         """Count the update; returns updates done, this one included (int32), or without it if not finite."""
         ops.assign_add(self.position, Tensor(1, ms.int32))
@@ -141,16 +152,7 @@ class AdamW(Optimizer):
         beta2 = ops.select(finite, Tensor(self.betas[1], ms.float32), Tensor(1.0, ms.float32))
         kernel_rate, kernel_eps = rate * (correction2 / correction1), self.eps * correction2
         update = ops.partial(_fused_adamw, kernel_rate, beta1, beta2, kernel_eps, correction1 / correction2)
-        updated = self.for_each(
-            update,
-            self.lr_factors,
-            self.weight_decays,
-            self.parameters_to_train,
-            self.moments1,
-            self.moments2,
-            gradients,
-        )
-        return ops.depend(self.advance(finite), updated)
+        return self.update_all(update, (self.moments1, self.moments2), gradients, finite)
 
     def corrections(self) -> tuple:
         """c1 and c2 of the update at hand (scalars), by expm1: 1 - beta^t loses digits in float32 where t is small."""
@@ -209,16 +211,8 @@ class Lamb(Optimizer):
         correction1 = 1.0 - ops.pow(Tensor(self.beta1, ms.float32), t)
         correction2 = 1.0 - ops.pow(Tensor(self.beta2, ms.float32), t)
         share1, share2 = (1.0 - self.beta1) * active, (1.0 - self.beta2) * active
-        updated = self.for_each(
-            ops.partial(_lamb, rate, share1, share2, correction1, correction2, self.eps),
-            self.lr_factors,
-            self.weight_decays,
-            self.parameters_to_train,
-            self.moments1,
-            self.moments2,
-            gradients,
-        )
-        return ops.depend(self.advance(finite), updated)
+        update = ops.partial(_lamb, rate, share1, share2, correction1, correction2, self.eps)
+        return self.update_all(update, (self.moments1, self.moments2), gradients, finite)
 
 
 def _lamb(
@@ -273,15 +267,7 @@ class Momentum(Optimizer):
         active = finite.astype(ms.float32)
         rate = self.current_rate() * active
         decay = (1.0 - self.momentum) * active
-        updated = self.for_each(
-            ops.partial(_momentum, rate, decay),
-            self.lr_factors,
-            self.weight_decays,
-            self.parameters_to_train,
-            self.moments1,
-            gradients,
-        )
-        return ops.depend(self.advance(finite), updated)
+        return self.update_all(ops.partial(_momentum, rate, decay), (self.moments1,), gradients, finite)
 
 
 def _momentum(
