@@ -39,8 +39,21 @@ def unpack_archive(archive: Union[str, Path], folder: Union[str, Path]) -> None:
         raise UserError(f"archive: cannot unpack {archive} to {folder} ({reason}); is the download complete?") from None
 
 
+class _TarEntry(tarfile.TarInfo):
+    """An entry that must have a sound header: tarfile takes a damaged or missing one for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise  # A block of zeros: the real end.
+            raise tarfile.ReadError("it breaks off or is damaged between two files") from None
+
+
 def _unpack_tar(archive: Union[str, Path], root: Path) -> None:
-    with tarfile.open(archive, mode="r|*") as entries:
+    with tarfile.open(archive, mode="r|*", tarinfo=_TarEntry) as entries:
         for entry in entries:
             target = _inside(root, entry.name, archive)
             if entry.isdir():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
+import random
 import tarfile
 import zipfile
 from pathlib import Path
@@ -85,14 +87,50 @@ def test_link_that_was_there_before_is_not_followed(tmp_path: Path) -> None:
     assert not list((tmp_path / "outside").iterdir())
 
 
-@pytest.mark.parametrize("share", (0.0, 0.5, 0.99))
-def test_archive_cut_short(image_folder: Path, tmp_path: Path, share: float) -> None:
-    archive = _tar(tmp_path / "a.tar.gz", lambda tar: tar.add(image_folder, "."))
-    data = archive.read_bytes()
-    archive.write_bytes(data[: int(len(data) * share)])
+def _three_files(tar: tarfile.TarFile) -> None:
+    for name, size in (("train/a.jpg", 700), ("train/b.jpg", 512), ("val/c.jpg", 0)):
+        _entry(name, b"x" * size)(tar)
+
+
+# Of the three files: header, two blocks, header, one block, header, then the blocks of zeros that end a tar.
+@pytest.mark.parametrize("cut", (0, 100, 512, 1000, 1536, 1537, 2048, 2560, 3071))
+@pytest.mark.parametrize("compressed", (False, True))
+def test_archive_cut_short(tmp_path: Path, cut: int, compressed: bool) -> None:
+    whole = _tar(tmp_path / "whole.tar", _three_files, "w").read_bytes()
+    archive = tmp_path / "cut.tar.gz"
+    archive.write_bytes(gzip.compress(whole[:cut]) if compressed else whole[:cut])
     with pytest.raises(UserError, match="download complete") as caught:
         unpack_archive(archive, tmp_path / "out")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", (0.0, 0.25, 0.5, 0.75))
+def test_compressed_archive_cut_short(tmp_path: Path, share: float) -> None:
+    def fill(tar: tarfile.TarFile) -> None:
+        for index in range(20):
+            _entry(f"train/{index}.jpg", random.Random(index).randbytes(700))(tar)
+
+    archive = _tar(tmp_path / "a.tar.gz", fill)
+    data = archive.read_bytes()
+    archive.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UserError, match="download complete"):
+        unpack_archive(archive, tmp_path / "out")
+
+
+def test_damaged_header_is_not_the_end(tmp_path: Path) -> None:
+    archive = _tar(tmp_path / "a.tar", _three_files, "w")
+    data = bytearray(archive.read_bytes())
+    data[1536] ^= 1  # The name in the second header: its checksum is wrong now.
+    archive.write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        unpack_archive(archive, tmp_path / "out")
+
+
+def test_tar_ends_at_its_first_block_of_zeros(tmp_path: Path) -> None:
+    archive = _tar(tmp_path / "a.tar", _three_files, "w")
+    archive.write_bytes(archive.read_bytes()[: 3072 + 512])
+    unpack_archive(archive, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.jpg")) == ["a.jpg", "b.jpg", "c.jpg"]
 
 
 def test_missing_archive(tmp_path: Path) -> None:
