@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path
 from typing import BinaryIO, Union
 
 from src.errors import UserError
+
+_COMPRESSION = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "lzma"}  # first bytes -> module that reads it
+_PIECE = 1 << 20
 
 
 def unpack_archive(archive: Union[str, Path], folder: Union[str, Path]) -> None:
@@ -21,21 +24,24 @@ def unpack_archive(archive: Union[str, Path], folder: Union[str, Path]) -> None:
     an unsafe entry is refused at that entry, so unpack into a folder of its own and rename it afterwards.
 
     Raises:
-        UserError: not an archive, cut short, no space left; an entry with an absolute path, one that leaves `folder`,
+        UserError: not an archive, cut short or damaged (as far as its checksums tell), no space left; an entry with an absolute path, one that leaves `folder`,
             a link or a device.
     """
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     try:
-        if zipfile.is_zipfile(archive):
+        with open(archive, "rb") as file:
+            start = file.read(8)
+        if start.startswith((b"PK\3\4", b"PK\5\6")):
             _unpack_zip(archive, root)
         else:
-            _unpack_tar(archive, root)
+            _unpack_tar(archive, start, root)
     except UserError:
         raise
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
-        # RuntimeError: a zip with a password.
-        reason = " ".join(str(error).split())
+    except (
+        Exception
+    ) as error:  # each format has its own errors, a zip with a password RuntimeError, a full disk OSError
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"archive: cannot unpack {archive} to {folder} ({reason}); is the download complete?") from None
 
 
@@ -52,8 +58,11 @@ class _TarEntry(tarfile.TarInfo):
             raise tarfile.ReadError("it breaks off or is damaged between two files") from None
 
 
-def _unpack_tar(archive: Union[str, Path], root: Path) -> None:
-    with tarfile.open(archive, mode="r|*", tarinfo=_TarEntry) as entries:
+def _unpack_tar(archive: Union[str, Path], start: bytes, root: Path) -> None:
+    # Decompressed here and not by tarfile, whose streams never look at the checksum behind the compressed data.
+    module = next((name for magic, name in _COMPRESSION.items() if start.startswith(magic)), None)
+    reader = importlib.import_module(module).open if module else open
+    with reader(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarEntry) as entries:
         for entry in entries:
             target = _inside(root, entry.name, archive)
             if entry.isdir():
@@ -64,6 +73,9 @@ def _unpack_tar(archive: Union[str, Path], root: Path) -> None:
                 _write(source, target)
             else:
                 raise UserError(f"archive: {archive} holds a link or device, {entry.name!r}; only files are unpacked")
+        while rest := entries.fileobj.read(_PIECE):  # to the end of the stream, where the checksum is
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("it goes on after its end, as joined archives do")
 
 
 def _unpack_zip(archive: Union[str, Path], root: Path) -> None:
@@ -94,4 +106,4 @@ def _inside(root: Path, name: str, archive: Union[str, Path]) -> Path:
 def _write(source: BinaryIO, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target, "wb") as file:
-        shutil.copyfileobj(source, file, 1 << 20)
+        shutil.copyfileobj(source, file, _PIECE)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import random
 import tarfile
 import zipfile
 from pathlib import Path
+from types import ModuleType
 from typing import Callable
 
 import pytest
@@ -124,6 +127,38 @@ def test_damaged_header_is_not_the_end(tmp_path: Path) -> None:
     archive.write_bytes(data)
     with pytest.raises(UserError, match="damaged"):
         unpack_archive(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("module", (gzip, bz2, lzma))
+def test_changed_bit_is_noticed(tmp_path: Path, module: ModuleType) -> None:
+    """In the middle of data that do not compress, where only the checksum behind them can tell."""
+    data = random.Random(0).randbytes(20_000)
+    whole = _tar(tmp_path / "a.tar", _entry("train/a.jpg", data), "w").read_bytes()
+    compressed = bytearray(module.compress(whole))
+    compressed[len(compressed) // 2] ^= 1
+    (tmp_path / "b.tar.any").write_bytes(compressed)
+    with pytest.raises(UserError, match="cannot unpack"):
+        unpack_archive(tmp_path / "b.tar.any", tmp_path / "out")
+
+
+def test_gzip_in_several_members(tmp_path: Path) -> None:
+    whole = _tar(tmp_path / "a.tar", _three_files, "w").read_bytes()
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(whole[:1000]) + gzip.compress(whole[1000:]))
+    unpack_archive(tmp_path / "a.tar.gz", tmp_path / "out")
+    assert len(list((tmp_path / "out").rglob("*.jpg"))) == 3
+
+
+def test_joined_archives_are_refused(tmp_path: Path) -> None:
+    """tarfile, as tar, stops at the end of the first and would lose the second without a word."""
+    whole = _tar(tmp_path / "a.tar.gz", _three_files).read_bytes()
+    (tmp_path / "b.tar.gz").write_bytes(whole + whole)
+    with pytest.raises(UserError, match="goes on after its end"):
+        unpack_archive(tmp_path / "b.tar.gz", tmp_path / "out")
+
+
+def test_tar_that_begins_like_a_zip(tmp_path: Path) -> None:
+    unpack_archive(_tar(tmp_path / "a.tar", _entry("PK.jpg"), "w"), tmp_path / "out")
+    assert (tmp_path / "out" / "PK.jpg").read_bytes() == b"x"
 
 
 def test_tar_ends_at_its_first_block_of_zeros(tmp_path: Path) -> None:
