@@ -24,8 +24,8 @@ def unpack_archive(archive: Union[str, Path], folder: Union[str, Path]) -> None:
     an unsafe entry is refused at that entry, so unpack into a folder of its own and rename it afterwards.
 
     Raises:
-        UserError: not an archive, cut short or damaged (as far as its checksums tell), no space left; an entry with an absolute path, one that leaves `folder`,
-            a link or a device.
+        UserError: not an archive, cut short or damaged (as far as its checksums tell), no space left; an entry with an
+            absolute path, one that leaves `folder`, a link or a device.
     """
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
@@ -38,9 +38,7 @@ def unpack_archive(archive: Union[str, Path], folder: Union[str, Path]) -> None:
             _unpack_tar(archive, start, root)
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # each format has its own errors, a zip with a password RuntimeError, a full disk OSError
+    except Exception as error:  # each format has its own; a full disk: OSError
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"archive: cannot unpack {archive} to {folder} ({reason}); is the download complete?") from None
 

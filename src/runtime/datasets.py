@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import shutil
@@ -11,6 +13,7 @@ from src.errors import UserError
 
 logger = logging.getLogger("focal")
 
+_DRAFT = ".unpacking"  # ends the name of a folder that an archive is being unpacked to
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 
@@ -46,7 +49,7 @@ def _datasets_below(folder: Path) -> list[Path]:
     """Datasets in the folders of `folder`, or, for an archive with a folder of its own inside, one level further."""
     found = []
     for entry in sorted(folder.iterdir()):
-        if entry.is_dir():
+        if entry.is_dir() and not entry.name.endswith(_DRAFT):
             deeper = (
                 [entry] if looks_like_dataset(entry) else sorted(e for e in entry.iterdir() if looks_like_dataset(e))
             )
@@ -65,7 +68,9 @@ def archive_stem(name: str) -> str:
 def unpack_archives(source: Path, target: Path, remove: bool = False) -> bool:
     """Unpack the archives that lie in `source` into `target`, each into a folder named after it.
 
-    One that was unpacked before, wholly, is not unpacked again.
+    One that was unpacked before, wholly, is not unpacked again. A record of its size and time beside the folder tells:
+    another archive of that name replaces what the earlier one left. A folder without a record is not ours and stays as
+    it is, as does its archive.
 
     Args:
         source: folder of archives.
@@ -76,26 +81,51 @@ def unpack_archives(source: Path, target: Path, remove: bool = False) -> bool:
         Whether there were any.
 
     Raises:
-        UserError: an archive that cannot be read, is unsafe, or does not fit on the disk.
+        UserError: an archive that cannot be read, is unsafe, or does not fit on the disk; two of one name, such as
+            data.tar and data.zip.
     """
     archives = sorted(entry for entry in source.iterdir() if entry.is_file() and archive_stem(entry.name))
-    for archive in archives:
-        folder = target / archive_stem(archive.name)
-        if folder.exists():
+    stems = [archive_stem(archive.name) for archive in archives]
+    for first, second in zip(archives, archives[1:]):
+        if archive_stem(first.name) == archive_stem(second.name):
+            raise UserError(f"{first} and {second} would be unpacked to the same folder; rename or remove one of them")
+    for archive, stem in zip(archives, stems):
+        folder, record = target / stem, target / f".{stem}.unpacked"
+        status = archive.stat()
+        identity = {"archive": archive.name, "bytes": status.st_size, "modified": status.st_mtime_ns}
+        if folder.exists() and not record.exists():
+            logger.info("%s: there already, not unpacked from %s", folder, archive)
+            continue
+        if folder.exists() and _read_record(record) == identity:
             logger.info("%s: unpacked before", folder)
         else:
-            draft = folder.with_name(folder.name + ".unpacking")
-            shutil.rmtree(draft, ignore_errors=True)
             logger.info("unpacking %s to %s", archive, folder)
-            draft.mkdir(parents=True)
-            _unpack(archive, draft)
-            draft.rename(folder)
+            _unpack(archive, folder, record, json.dumps(identity))
         if remove:
             archive.unlink()
     return bool(archives)
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _unpack(archive: Path, folder: Path, record: Path, identity: str) -> None:
+    """Unpack beside `folder`, write `record`, and put the result in the place of what `folder` was."""
     from src.data.archive import unpack_archive
 
-    unpack_archive(archive, folder)
+    draft = folder.with_name(folder.name + _DRAFT)
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        unpack_archive(archive, draft)
+        record.write_text(identity, encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot unpack {archive} to {folder} ({error.strerror or error}); see --cache_dir") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _read_record(path: Path) -> object:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    return None

@@ -103,16 +103,19 @@ class C2netStorage(Storage):
             call_c2net(self._context.prepare)
             self._check_prepared(folder)
 
-        if (folder / CACHE_MARK).exists():
-            with contextlib.suppress(UserError):
-                self._check_prepared(folder)
-                logger.info("data: prepared before in %s", folder)
-                return
-        # A mount does not become better by being asked again.
-        with_retries("c2net.prepare", prepare, attempts=1 if self._mounted else 3)
+        if self._is_prepared(folder):
+            logger.info("data: prepared before in %s", folder)
+        else:  # a mount does not become better by being asked again
+            with_retries("c2net.prepare", prepare, attempts=1 if self._mounted else 3)
         found = choose_dataset(folder, self.config.data.data_url)
         if not looks_like_dataset(found):
             unpack_archives(folder, unpacked)
+
+    def _is_prepared(self, folder: Path) -> bool:
+        with contextlib.suppress(UserError):
+            self._check_prepared(folder)
+            return (folder / CACHE_MARK).exists()
+        return False
 
     def _check_prepared(self, folder: Path) -> None:
         names = [entry.name for entry in folder.iterdir() if entry.name != CACHE_MARK]

@@ -176,7 +176,16 @@ class MoxingStorage(Storage):
         if not found:
             logger.info("resume: nothing at %s", url)
             return
-        with_retries(f"copying {url}", lambda: copy_folder(self._moxing, url, place))
+        draft = self.cache / "checkpoints.bringing"  # a part of a copy must not be taken for newer checkpoints
+
+        def bring() -> None:
+            shutil.rmtree(draft, ignore_errors=True)
+            copy_folder(self._moxing, url, draft)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(place, ignore_errors=True)  # it is empty
+            draft.rename(place)
+
+        with_retries(f"copying {url}", bring)
 
     # ---- results out
 

@@ -12,6 +12,7 @@ logger = logging.getLogger("focal")
 ATTEMPTS = 5
 FIRST_PAUSE = 2.0  # seconds before the second attempt; doubles with each
 LONGEST_PAUSE = 60.0
+LAST_ROUND = 3600.0  # seconds that the end of a job waits for the last sending
 
 
 def with_retries(
@@ -54,18 +55,23 @@ class Uploader:
         self._wanted.set()
 
     def close(self) -> Optional[Exception]:
-        """Send once more, wait for it, and end the thread; returns the error if that last sending failed."""
+        """Send once more, wait for it, and end the thread; returns the error if that last sending failed.
+
+        It is given `LAST_ROUND` seconds.
+        """
         if self._thread.is_alive():
             self._closing.set()
             self._wanted.set()
-            self._thread.join()
+            self._thread.join(LAST_ROUND)
+            if self._thread.is_alive():
+                return TimeoutError(f"{self._what}: not finished after {LAST_ROUND:.0f} s")
         return self._error
 
     def _serve(self) -> None:
         while True:
             self._wanted.wait()
+            self._wanted.clear()  # before `closing` is read: a request to close that comes in between is kept
             closing = self._closing.is_set()
-            self._wanted.clear()
             try:
                 # While training, `close` cuts a pause short: the last round follows at once.
                 with_retries(self._what, self._send, pause=time.sleep if closing else self._closing.wait)

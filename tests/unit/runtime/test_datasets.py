@@ -89,6 +89,39 @@ def test_copies_of_archives_are_removed_once_unpacked(tmp_path: Path) -> None:
     assert not archive.exists() and (tmp_path / "digits" / "train" / "cat" / "1.jpg").exists()
 
 
+def test_another_archive_of_the_same_name_replaces_what_the_first_left(tmp_path: Path) -> None:
+    source = tmp_path / "mounted"
+    source.mkdir()
+    made = make(tmp_path / "made")
+    shutil.make_archive(str(source / "digits"), "zip", made)
+    unpack_archives(source, tmp_path / "cache")
+    (made / "train" / "cat" / "1.jpg").rename(made / "train" / "cat" / "2.jpg")
+    shutil.make_archive(str(source / "digits"), "zip", made)
+    unpack_archives(source, tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache" / "digits" / "train" / "cat").iterdir()] == ["2.jpg"]
+
+
+def test_a_folder_of_the_users_beside_an_archive_stays_and_so_does_the_archive(tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "digits"), "zip", make(tmp_path / "made")))
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "mine.txt").write_text("mine")
+    assert unpack_archives(tmp_path, tmp_path, remove=True)
+    assert archive.exists() and [path.name for path in (tmp_path / "digits").iterdir()] == ["mine.txt"]
+
+
+def test_two_archives_of_one_name_are_refused(tmp_path: Path) -> None:
+    made = make(tmp_path / "made")
+    archives = [Path(shutil.make_archive(str(tmp_path / "digits"), kind, made)) for kind in ("tar", "zip")]
+    with pytest.raises(UserError, match="digits.tar and .*digits.zip would be unpacked to the same folder"):
+        unpack_archives(tmp_path, tmp_path / "cache", remove=True)
+    assert all(archive.exists() for archive in archives)
+
+
+def test_a_draft_is_no_dataset(tmp_path: Path) -> None:
+    make(tmp_path / "digits.unpacking")
+    assert choose_dataset(tmp_path, "") == tmp_path
+
+
 def test_no_archives(tmp_path: Path) -> None:
     assert not unpack_archives(tmp_path, tmp_path)
 
@@ -97,4 +130,11 @@ def test_a_broken_archive_is_an_error_and_leaves_no_dataset(tmp_path: Path) -> N
     (tmp_path / "digits.zip").write_bytes(b"not a zip")
     with pytest.raises(UserError, match="digits.zip"):
         unpack_archives(tmp_path, tmp_path)
-    assert not (tmp_path / "digits").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.zip"]
+
+
+def test_a_place_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "digits"), "zip", make(tmp_path / "made"))
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match="cannot unpack .*digits.zip.*--cache_dir"):
+        unpack_archives(tmp_path, tmp_path / "cache")

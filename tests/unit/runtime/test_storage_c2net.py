@@ -113,6 +113,26 @@ def test_archives_mounted_as_they_are_unpack_into_the_cache(task: Path, kind: st
     assert (folder / "val" / "cat" / "1.jpg").read_bytes() == b"val" and archive.exists()
 
 
+def test_an_archive_that_was_unpacked_in_part_is_unpacked_by_the_next_job(
+    task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """c2net's mark says that its own work is done, and nothing of ours."""
+    shutil.make_archive(str(task / "dataset" / "digits"), "gztar", make_dataset(task / "made"))
+
+    def kill(archive: Path, folder: Path) -> None:
+        make_dataset(Path(folder))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("src.data.archive.unpack_archive", kill)
+        patch.setattr("src.runtime.datasets.shutil.rmtree", lambda *arguments, **options: None)  # a kill leaves all
+        with pytest.raises(KeyboardInterrupt):
+            storage(task).data_folder()
+    assert (task / "cache" / "data" / "digits.unpacking" / "train").is_dir()
+    assert (task / "dataset" / CACHE_MARK).exists()
+    assert Path(storage(task).data_folder()) == task / "cache" / "data" / "digits"
+
+
 def test_no_dataset_chosen(task: Path) -> None:
     with pytest.raises(UserError, match="dataset is empty: choose a dataset when creating the task"):
         storage(task).data_folder()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Callable
 
 import pytest
 
@@ -87,3 +88,34 @@ def test_an_early_failure_is_forgotten_once_it_is_sent() -> None:
         time.sleep(0.01)
     assert uploader.close() is None
     assert len(calls) == 8
+
+
+def test_close_between_two_looks_of_the_thread_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing right after the thread has taken a request, and before it asks whether this is the end."""
+    uploader = Uploader("x", lambda: None)
+    asked, closed = threading.Event(), threading.Event()
+    clear, is_set = uploader._wanted.clear, uploader._closing.is_set
+
+    def pause_first(then: Callable[[], bool]) -> bool:
+        result = then()
+        if not asked.is_set():
+            asked.set()
+            closed.wait(10)
+        return bool(result)
+
+    monkeypatch.setattr(uploader._wanted, "clear", lambda: pause_first(clear))
+    monkeypatch.setattr(uploader._closing, "is_set", lambda: pause_first(is_set))
+    uploader.request()
+    assert asked.wait(10)
+    monkeypatch.setattr(uploader._closing, "is_set", is_set)
+    threading.Timer(0.2, closed.set).start()
+    assert uploader.close() is None
+    assert not uploader._thread.is_alive()
+
+
+def test_a_last_round_that_never_ends_does_not_hold_the_job_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.runtime.upload.LAST_ROUND", 0.1)
+    network = threading.Event()
+    uploader = Uploader("sending", lambda: network.wait(60) and None)
+    assert "sending: not finished" in str(uploader.close())
+    network.set()
