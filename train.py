@@ -58,7 +58,7 @@ def train(config: Config, device: Any, storage: Any, stop: Any) -> int:
     network = build_network(config)
     train_step = build_train_step(config, network, train_data.steps_per_epoch, device)
     progress = resume_state(config, train_step, train_data.steps_per_epoch, device, storage.output_folder)
-    outputs = open_outputs(config, device, progress, storage)
+    outputs = open_outputs(config, device, progress, train_data.steps_per_epoch, storage)
 
     eval_step = EvalStep(network)
     return Training(config, device, train_step, eval_step, train_data, eval_data, progress, outputs, stop).run()

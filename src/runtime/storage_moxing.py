@@ -165,27 +165,39 @@ class MoxingStorage(Storage):
         return None
 
     def _bring_results(self) -> None:
-        """Checkpoints that an earlier job sent to the same train_url, for --resume auto; those here are newer."""
-        url = f"{self.config.run.train_url.rstrip('/')}/checkpoints"
-        place = Path(self.output_folder) / "checkpoints"
-        if place.is_dir() and any(place.iterdir()):
+        """What an earlier job sent to the same train_url, for --resume auto; if there are checkpoints here, all is.
+
+        The best checkpoints and the records come too: what this job sends there would otherwise replace them.
+        """
+        url, output = self.config.run.train_url.rstrip("/"), Path(self.output_folder)
+        if (output / "checkpoints").is_dir() and any((output / "checkpoints").iterdir()):
             return
         self._moxing = self._moxing or import_moxing()
-        with _errors_of(url):
-            found = self._moxing.file.exists(url)
-        if not found:
-            logger.info("resume: nothing at %s", url)
+        if not self._is_there(f"{url}/checkpoints"):
+            logger.info("resume: nothing at %s/checkpoints", url)
             return
-        draft = self.cache / "checkpoints.bringing"  # a part of a copy must not be taken for newer checkpoints
+        output.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "best", "checkpoints"):  # the last one shows that all have arrived
+            if self._is_there(f"{url}/{name}"):
+                with_retries(f"copying {url}/{name}", lambda name=name: self._bring(f"{url}/{name}", output / name))
 
-        def bring() -> None:
-            shutil.rmtree(draft, ignore_errors=True)
+    def _is_there(self, url: str) -> bool:
+        with _errors_of(url):
+            return bool(self._moxing.file.exists(url))
+
+    def _bring(self, url: str, place: Path) -> None:
+        """Copy a file or a folder to where nothing of the sort lies yet, or only a part of it."""
+        draft = self.cache / f"{place.name}.bringing"  # a part of a copy must not be taken for newer results
+        for left_over in (draft, place):
+            if left_over.is_dir():
+                shutil.rmtree(left_over)
+            else:
+                left_over.unlink(missing_ok=True)
+        if place.suffix:
+            copy_file(self._moxing, url, draft)
+        else:
             copy_folder(self._moxing, url, draft)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(place, ignore_errors=True)  # it is empty
-            draft.rename(place)
-
-        with_retries(f"copying {url}", bring)
+        draft.rename(place)
 
     # ---- results out
 

@@ -132,53 +132,97 @@ class DivergenceGuard:
 class MetricsFiles:
     """metrics.jsonl and TensorBoard events; on resume, what came after the checkpoint is taken back first.
 
+    A file that can no longer be written (disk full) is an error in the log, once, and training goes on.
+
     Args:
         output_folder: gets metrics.jsonl.
         tensorboard_folder: gets the event files.
-        from_update: records of later updates are dropped, since these updates are about to be done again.
+        epoch: records from later in the training are dropped, since that part is about to be done again.
+        update: number of the last update before.
     """
 
-    def __init__(self, output_folder: str, tensorboard_folder: str, from_update: int) -> None:
+    def __init__(self, output_folder: str, tensorboard_folder: str, epoch: float = 0.0, update: int = 0) -> None:
         self.path = Path(output_folder) / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _whole_lines(self.path) if json.loads(line)["update"] <= from_update]
+        # By epoch: with another number of devices, updates are counted anew.
+        kept = [line for line in _whole_lines(self.path) if json.loads(line)["epoch"] <= epoch + 1e-6]
         fresh = self.path.with_suffix(".new")
         fresh.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(fresh, self.path)  # a crash here loses neither version
-        self._file = self.path.open("a", encoding="utf-8")
-        # purge_step makes TensorBoard hide later points of earlier event files.
-        purge = from_update + 1 if from_update else None
-        self._events = _open_events(tensorboard_folder, purge)
+        self._cut_off = False  # whether the last record could not be written in whole
+        renumbered = any(json.loads(line)["update"] > update for line in kept)
+        self._events = Events.open(tensorboard_folder, None if renumbered or not update else update + 1)
 
     def write(self, kind: str, update: int, epoch: float, values: dict[str, Any]) -> None:
         """Add one record; `values` that are numbers also go to TensorBoard as `<kind>/<name>`."""
         record = {"kind": kind, "update": update, "epoch": round(epoch, 6), **values}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if self._events is not None and isinstance(value, (int, float)):
-                self._events.add_scalar(f"{kind}/{name}", value, update)
-
-    def flush(self) -> None:
-        """Bring everything written so far to the disk."""
-        self._file.flush()
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(("\n" if self._cut_off else "") + json.dumps(record) + "\n")
+            self._cut_off = False
+        except OSError as error:
+            if not self._cut_off:
+                logger.error("metrics not recorded, training goes on: %s", error)
+            self._cut_off = True
         if self._events is not None:
-            self._events.flush()
+            numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+            self._events.write({f"{kind}/{name}": value for name, value in numbers.items()}, update)
 
     def close(self) -> None:
-        self._file.close()
         if self._events is not None:
             self._events.close()
 
 
-def _open_events(folder: str, purge_step: Optional[int]) -> Any:
-    """A TensorBoard writer, or None, with a warning, in an image that lacks the package."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        logger.warning("no TensorBoard events: pip install tensorboardX; metrics.jsonl has the same figures")
+class Events:
+    """A TensorBoard event file, written at once and by nobody else.
+
+    tensorboardX's SummaryWriter writes from a thread that ends for good when the disk is full, and then waits for it.
+    """
+
+    def __init__(self, folder: str, purge_step: Optional[int]) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._event = Event
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        suffix = f".{time.time_ns() % 10**9}.{os.getpid()}"  # a second writer in the same second has another name
+        self._writer: Optional[EventsWriter] = EventsWriter(os.path.join(folder, "events"), suffix)
+        if purge_step is not None:  # TensorBoard then hides points from there on in earlier files
+            start = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(step=purge_step, wall_time=time.time(), session_log=start))
+        self._writer.flush()
+
+    @classmethod
+    def open(cls, folder: str, purge_step: Optional[int]) -> Optional[Events]:
+        """A writer, or None, with a word in the log, where the package is missing or `folder` cannot be written."""
+        try:
+            return cls(folder, purge_step)
+        except ImportError:
+            logger.warning("no TensorBoard events: pip install tensorboardX; metrics.jsonl has the same figures")
+        except OSError as error:
+            logger.error("no TensorBoard events (%s); metrics.jsonl has the same figures", error)
         return None
-    return SummaryWriter(folder, purge_step=purge_step)
+
+    def write(self, scalars: dict[str, float], step: int) -> None:
+        """Add one point to each of the curves; they are on the disk when this returns."""
+        if self._writer is None:
+            return
+        from tensorboardX.summary import scalar
+
+        try:
+            for name, value in scalars.items():
+                event = self._event(step=step, wall_time=time.time(), summary=scalar(name, value))
+                self._writer.write_event(event)
+            self._writer.flush()
+        except OSError as error:
+            # A record cut off in the middle makes the rest of an event file unreadable: no more is added.
+            logger.error("no more TensorBoard events (%s), training goes on; metrics.jsonl has the same figures", error)
+            self._writer = None
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 def _whole_lines(path: Path) -> list[str]:

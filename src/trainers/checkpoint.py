@@ -14,7 +14,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import mindspore as ms
 import numpy as np
@@ -26,6 +26,7 @@ logger = logging.getLogger("focal")
 
 META = "focal.meta"
 META_FORMAT = 1
+_OURS = ("ema.", "random_counter", "optimizer.step")  # entries that only files of our trainings have
 _CRC_MARK, _CRC_LENGTH = b"crc_num", 17  # how MindSpore ends a file that carries a checksum
 
 
@@ -96,17 +97,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:  # protobuf, CRC, missing permission, wrong suffix: all mean the same to the user
         raise CheckpointError(f"checkpoint: {path} is no whole MindSpore checkpoint ({_first_line(error)})") from None
     text = loaded.pop(META, None)
-    if text is None:
-        meta = None
-    else:
-        meta = json.loads(str(text))
-        if not has_checksum:
-            raise CheckpointError(f"checkpoint: {path} is cut off: its checksum is missing")
-        if meta.get("format") != META_FORMAT:
-            raise CheckpointError(
-                f"checkpoint: {path} has format {meta.get('format')}, this program reads {META_FORMAT}"
-            )
-    return Checkpoint(path, {name: value.asnumpy() for name, value in loaded.items()}, meta)
+    # Cut between two entries, a file still reads well; the checksum and the metadata at its end are gone then.
+    if not has_checksum and (text is not None or any(name.startswith(_OURS) for name in loaded)):
+        raise CheckpointError(f"checkpoint: {path} is cut off: its checksum is missing")
+    # Files from elsewhere may hold texts and numbers as well.
+    tensors = {name: value.asnumpy() for name, value in loaded.items() if hasattr(value, "asnumpy")}
+    return Checkpoint(path, tensors, None if text is None else _parse_meta(str(text), path))
+
+
+def _parse_meta(text: str, path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(text)
+        version = meta["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"checkpoint: {path} has no readable {META} ({_first_line(error)})") from None
+    if version != META_FORMAT:
+        raise CheckpointError(f"checkpoint: {path} has format {version}, this program reads {META_FORMAT}")
+    return meta
 
 
 def _why_no_file(path: Path) -> str:
@@ -203,50 +210,76 @@ class LastCheckpoints:
         return sorted(names, key=rank)
 
 
+class _Kept(NamedTuple):
+    """One of the best checkpoints: its score, and the update it was taken at (-1 if the file does not say)."""
+
+    score: float
+    update: int
+
+
 class BestCheckpoints:
-    """The `keep` checkpoints of highest score: best.ckpt, best.1.ckpt, ... Scores are inside (`meta["score"]`)."""
+    """The `keep` checkpoints of highest score: best.ckpt, best.1.ckpt, ... Scores are inside (`meta["score"]`).
+
+    An update that is offered again, by a training that was resumed from before it, replaces its earlier self.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = Path(folder)
         self.keep = keep
-        self.scores: Optional[list[float]] = None  # of the files on the disk, best first; None: not looked yet
+        self._kept: Optional[list[_Kept]] = None  # of the files on the disk, best first; None: not looked yet
 
     def offer(self, score: float, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> Optional[int]:
         """Keep these weights if they belong among the best; returns their rank, or None."""
-        scores = self._known_scores()
-        rank = sum(known >= score for known in scores)
+        offered = _Kept(score, int(meta.get("progress", {}).get("update", -1)))
+        kept = self._known()
+        again = [place for place, known in enumerate(kept) if known.update == offered.update != -1]
+        others = [known for place, known in enumerate(kept) if place not in again]
+        rank = sum(known.score >= score for known in others)
         if rank >= self.keep:
             return None
+        freed = again[0] if again else min(len(kept), self.keep - 1)  # the place whose file goes, or the next free one
         paths = [self.folder / name for name in ranked_names("best", self.keep)]
         fresh = self.folder / "next.ckpt"
         try:
             write_checkpoint(fresh, tensors, {**meta, "score": score})
-            for place in range(min(len(scores), self.keep - 1), rank, -1):
-                os.replace(paths[place - 1], paths[place])
+            step = -1 if rank <= freed else 1
+            for place in range(freed, rank, step):
+                os.replace(paths[place + step], paths[place])
             os.replace(fresh, paths[rank])
             _sync(self.folder)
         except OSError as error:
             logger.error("best checkpoint not saved, training goes on, the previous one remains: %s", error)
-            self.scores = None
+            self._kept = None
             with contextlib.suppress(OSError):
                 fresh.unlink()
             return None
-        scores.insert(rank, score)
-        self.scores = scores[: self.keep]
+        self._kept = [*others[:rank], offered, *others[rank:]][: self.keep]
         return rank
 
-    def _known_scores(self) -> list[float]:
-        """Scores of the files, best first. What cannot be read, or is beyond `keep`, is left out."""
-        if self.scores is None:
-            self.scores = []
-            for name in ranked_names("best", self.keep):
-                path = self.folder / name
+    def _known(self) -> list[_Kept]:
+        """What the folder holds, best first; files that a crash left out of order are put in order."""
+        if self._kept is None:
+            found = []
+            for path in [self.folder / "next.ckpt", *sorted(self.folder.glob("best*.ckpt"))]:
                 if not path.exists():
-                    break
+                    continue
                 try:
                     meta = read_checkpoint(path).meta or {}
                 except CheckpointError as error:
-                    logger.warning("%s; it will be replaced", error)
-                    break
-                self.scores.append(float(meta.get("score", -1.0)))
-        return self.scores
+                    logger.warning("%s; it is no longer among the best", error)
+                    continue
+                update = int(meta.get("progress", {}).get("update", -1))
+                found.append((_Kept(float(meta.get("score", -1.0)), update), path))
+            found.sort(key=lambda entry: -entry[0].score)  # of equal ones, next.ckpt is the newest and stays in front
+            self._put_in_order([path for _, path in found][: self.keep])
+            self._kept = [known for known, _ in found][: self.keep]
+        return self._kept
+
+    def _put_in_order(self, paths: list[Path]) -> None:
+        wanted = [self.folder / name for name in ranked_names("best", len(paths))]
+        if paths == wanted:
+            return
+        waiting = [self.folder / f"best.moving{place}.ckpt" for place in range(len(paths))]
+        for sources, targets in ((paths, waiting), (waiting, wanted)):
+            for source, target in zip(sources, targets):
+                os.replace(source, target)

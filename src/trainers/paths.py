@@ -37,8 +37,13 @@ def check_checkpoint_files(run: RunConfig) -> None:
 
 
 def set_aside_earlier_results(folder: str) -> None:
-    """Move the results of an earlier training out of the way of a new one in the same folder; nothing is deleted."""
-    if not (Path(folder) / "checkpoints").is_dir():
+    """Move the results of an earlier training out of the way of a new one in the same folder; nothing is deleted.
+
+    A start that failed before its first record and checkpoint left no results; its files are written over.
+    """
+    metrics = Path(folder) / "metrics.jsonl"
+    has_records = metrics.is_file() and metrics.stat().st_size > 0
+    if not has_records and not any((Path(folder) / name).is_dir() for name in ("checkpoints", "best")):
         return
     number = 1
     while (Path(folder) / f"earlier-{number}").exists():
@@ -48,4 +53,4 @@ def set_aside_earlier_results(folder: str) -> None:
     for name in RESULTS:
         if (Path(folder) / name).exists():
             (Path(folder) / name).rename(aside / name)
-    logger.warning("%s held an earlier training, now in %s; --resume auto would have continued it", folder, aside)
+    logger.warning("%s held an earlier training, now in %s; --resume auto continues one", folder, aside)

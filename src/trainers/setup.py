@@ -70,12 +70,17 @@ def resume_state(
 ) -> Progress:
     """Restore the step from the checkpoint that `resume` names, if any; all ranks then hold the state of rank 0.
 
+    Results in `output_folder` that do not belong to the training which goes on are set aside.
+
     Raises:
         UserError: the checkpoint cannot be used, or settings that matter have changed.
     """
     progress = None
     if device.is_main:
         checkpoint = _find_checkpoint(config, output_folder)
+        own_checkpoints = (Path(output_folder) / "checkpoints").resolve()
+        if checkpoint is None or checkpoint.path.resolve().parent != own_checkpoints:
+            set_aside_earlier_results(output_folder)
         if checkpoint is not None:
             progress = restore(checkpoint, train_step, config, device.world_size, steps_per_epoch)
             logger.info(
@@ -102,15 +107,23 @@ def _find_checkpoint(config: Config, output_folder: str) -> Optional[Checkpoint]
     return checkpoint
 
 
-def open_outputs(config: Config, device: Device, progress: Progress, storage: Any) -> Outputs:
-    """Files of the training in the storage's output folder; a new training moves those of an earlier one aside."""
+def open_outputs(config: Config, device: Device, progress: Progress, steps_per_epoch: int, storage: Any) -> Outputs:
+    """Files of the training in the storage's output folder.
+
+    Args:
+        config: of the job.
+        device: this process.
+        progress: from `resume_state`; records from later on are taken back.
+        steps_per_epoch: micro-batches per epoch and rank.
+        storage: see src/runtime/storage.py.
+    """
     folder, run = Path(storage.output_folder), config.run
     metrics = None
     if device.is_main:
-        if progress.update == 0:
-            set_aside_earlier_results(str(folder))
         folder.mkdir(parents=True, exist_ok=True)
         save_config(config, folder / "config.yaml")
-        metrics = MetricsFiles(str(folder), storage.tensorboard_folder, progress.update)
+        accumulation = config.step.accumulation_step
+        epoch = progress.position(updates_per_epoch(steps_per_epoch, accumulation) * accumulation)
+        metrics = MetricsFiles(str(folder), storage.tensorboard_folder, epoch, progress.update)
     last = LastCheckpoints(folder / "checkpoints", run.keep_checkpoint_max)
     return Outputs(metrics, last, BestCheckpoints(folder / "best", run.keep_best_max), storage.send_results)

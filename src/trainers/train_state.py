@@ -50,6 +50,10 @@ class Progress:
     best_top1: float = -1.0
     last_good_update: int = 0
 
+    def position(self, micro_batches_per_epoch: int) -> float:
+        """Epochs done, as a number with a fraction."""
+        return self.epoch + self.step_in_epoch / micro_batches_per_epoch
+
 
 def collect_tensors(train_step: TrainOneStep, world_size: int) -> dict[str, np.ndarray]:
     """Values of all state of the step, by name; the random counter counted as if on one rank."""
@@ -78,9 +82,14 @@ def _state_parameters(train_step: TrainOneStep) -> list[Parameter]:
     ]
 
 
-def make_meta(config: Config, progress: Progress, world_size: int) -> dict[str, Any]:
-    """Metadata of a checkpoint: progress, settings and number of devices."""
-    return {"progress": dataclasses.asdict(progress), "config": to_flat_dict(config), "world_size": world_size}
+def make_meta(config: Config, progress: Progress, world_size: int, steps_per_epoch: int) -> dict[str, Any]:
+    """Metadata of a checkpoint: progress, settings, number of devices, micro-batches per epoch and rank."""
+    return {
+        "progress": dataclasses.asdict(progress),
+        "config": to_flat_dict(config),
+        "world_size": world_size,
+        "steps_per_epoch": steps_per_epoch,
+    }
 
 
 def changed_settings(saved: dict[str, Any], config: Config) -> list[str]:
@@ -103,8 +112,8 @@ def restore(
 ) -> Progress:
     """Put the state of a checkpoint into the step and return where the training was.
 
-    With another number of devices the state is kept, the order of the data is not: the training goes on at the same
-    share of the epoch.
+    With another number of devices, or of images in the data, the state is kept, the order of the data is not: the
+    training goes on at the same share of the epoch.
 
     Args:
         checkpoint: with metadata.
@@ -127,19 +136,22 @@ def restore(
         logger.warning("resuming with changed settings: %s", "; ".join(differences))
     _restore_tensors(checkpoint, train_step, world_size, strict=not differences)
     progress = Progress(**checkpoint.meta["progress"])
-    saved = checkpoint.meta["config"]
-    before = saved["batch_size"] * checkpoint.meta["world_size"]
-    now = config.data.batch_size * world_size
+    saved = checkpoint.meta
     accumulation = config.step.accumulation_step
-    if before != now or saved["accumulation_step"] != accumulation:
-        images = progress.step_in_epoch * before
+    now = (config.data.batch_size * world_size, accumulation, steps_per_epoch)
+    images_before = saved["config"]["batch_size"] * saved["world_size"]
+    steps_before = saved.get("steps_per_epoch", steps_per_epoch * now[0] // images_before)  # older files do not say
+    before = (images_before, saved["config"]["accumulation_step"], steps_before)
+    if before != now:
+        # Whole epochs are never resumed at their end, so the share done is less than 1, and an update is always left.
         updates_per_epoch = steps_per_epoch // accumulation
-        done = min(images // (now * accumulation), updates_per_epoch)
+        done = progress.step_in_epoch * updates_per_epoch // (before[2] // before[1] * before[1])
         progress.step_in_epoch = done * accumulation
         progress.update = progress.epoch * updates_per_epoch + done
         logger.warning(
-            "resuming with %d images per step over all devices, before %d: weights and optimizer state are kept, the "
-            "order of the data is not; going on at update %d", now, before, progress.update,
+            "resuming with %d images per step over all devices and %d steps per epoch, before %d and %d: weights and "
+            "optimizer state are kept, the order of the data is not; going on at update %d",
+            now[0], now[2], before[0], before[2], progress.update,
         )  # fmt: skip
         train_step.optimizer.position.set_data(Tensor(progress.update, ms.int32))
     return progress
@@ -166,6 +178,10 @@ def _restore_tensors(checkpoint: Checkpoint, train_step: TrainOneStep, world_siz
         if name == _RANDOM_COUNTER:
             value = value * world_size
         parameter.set_data(Tensor(value, parameter.dtype))
+    if train_step.ema is not None:
+        for average, parameter in zip(train_step.ema.averages, train_step.ema.parameters_to_average):
+            if average.name in missing or average.name in misshaped:
+                average.set_data(Tensor(parameter.asnumpy()))  # from here on, not from this process's random start
     refresh_tables(train_step.network)
 
 

@@ -94,6 +94,7 @@ class Training:
         self.evaluation_seconds = 0.0
         self.first_update = True  # of this process: it compiles
         self.compiled = False
+        self.saved_update = -1  # the latest that last.ckpt has, of those saved by this process
         self.started = time.time()
 
     def run(self) -> int:
@@ -102,12 +103,15 @@ class Training:
         Raises:
             TrainingDiverged: see `DivergenceGuard`.
         """
+        if self._max_steps_reached():
+            logger.info("nothing to do: update %d, max_steps %d", self.progress.update, self.config.run.max_steps)
+            return 0
         try:
             for outputs in self._steps():
                 self._after_step(outputs)
                 if self.progress.step_in_epoch == self.updates_per_epoch * self.micro_batches:
                     self._end_epoch()
-                elif self._save_due():
+                if self._save_due():
                     self._save()
                 if self._stop_agreed() or self._max_steps_reached():
                     break
@@ -189,7 +193,10 @@ class Training:
             logger.info("epoch %.2f, update %d: %s", epoch, self.progress.update, _describe(figures))
 
     def _epoch_position(self) -> float:
-        return self.progress.epoch + self.progress.step_in_epoch / (self.updates_per_epoch * self.micro_batches)
+        return self.progress.position(self.updates_per_epoch * self.micro_batches)
+
+    def _meta(self) -> dict[str, Any]:
+        return make_meta(self.config, self.progress, self.device.world_size, self.train_data.steps_per_epoch)
 
     def _end_epoch(self) -> None:
         self._fetch()
@@ -248,34 +255,33 @@ class Training:
             return
         tensors = weights_only(collect_tensors(self.train_step, self.device.world_size), self.train_step)
         use_ema = bool(top1.get("ema_", -1.0) == score)
-        meta = {
-            **make_meta(self.config, self.progress, self.device.world_size),
-            "accuracy": values,
-            "best_is_ema": use_ema,
-        }
-        self.outputs.best.offer(score, tensors, meta)
+        self.outputs.best.offer(score, tensors, {**self._meta(), "accuracy": values, "best_is_ema": use_ema})
 
     def _save_due(self) -> bool:
         steps = self.config.run.save_steps
         complete = self.progress.step_in_epoch % self.micro_batches == 0
-        return bool(steps) and complete and self.progress.update % steps == 0
+        due = bool(steps) and complete and self.progress.update % steps == 0
+        return due and not self._is_saved()
+
+    def _is_saved(self) -> bool:
+        """Whether last.ckpt is of this very update; only rank 0 saves, and knows."""
+        return self.saved_update == self.progress.update
 
     def _save(self) -> None:
         """Write last.ckpt; also waits for the device, so that what is saved is not of a diverged training."""
         self._fetch()
         if not self.device.is_main:
             return
-        assert self.outputs.metrics is not None
-        self.outputs.metrics.flush()
         tensors = collect_tensors(self.train_step, self.device.world_size)
-        if self.outputs.last.save(tensors, make_meta(self.config, self.progress, self.device.world_size)):
+        if self.outputs.last.save(tensors, self._meta()):
+            self.saved_update = self.progress.update
             self.outputs.send()
 
     def _save_if_none(self) -> None:
         """After divergence: last.ckpt stays as it is; if there is none yet, the state of the last good update is."""
         if self.device.is_main and not (self.outputs.last.folder / "last.ckpt").exists():
             tensors = collect_tensors(self.train_step, self.device.world_size)
-            self.outputs.last.save(tensors, make_meta(self.config, self.progress, self.device.world_size))
+            self.outputs.last.save(tensors, self._meta())
 
     def _stop_agreed(self) -> bool:
         """Whether a signal has arrived. Ranks agree every few updates only: an agreement waits for all of them."""
@@ -296,7 +302,8 @@ class Training:
         if not complete:
             self._fetch()
             self._write_line()
-            self._save()
+            if not self._is_saved():
+                self._save()
             why = f"signal {self.stop.received}" if self.stop.received else "max_steps"
             logger.info(
                 "stopped (%s) at update %d, epoch %.2f; --resume auto goes on", why, self.progress.update,

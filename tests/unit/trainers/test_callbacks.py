@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import struct
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,22 +24,29 @@ from src.trainers.callbacks import (
 )
 from src.trainers.train_one_step import OUTPUTS
 
+REPOSITORY = Path(__file__).resolve().parents[3]
+
 
 def row(loss=1.0, norm=2.0, lr=0.1, scale=8.0, nonfinite=0.0, in_a_row=0.0):
     return np.array([1.0, loss, norm, lr, scale, nonfinite, in_a_row])
 
 
-def read_events(folder):
-    """All scalars (tag, step, value) of the event files in a folder: records of length, CRC, Event, CRC."""
+def all_events(folder):
+    """The events of all files in a folder: records of length, CRC, Event, CRC."""
     found = []
     for path in sorted(folder.glob("events.out.tfevents.*")):
         content, offset = path.read_bytes(), 0
         while offset < len(content):
             (length,) = struct.unpack_from("<Q", content, offset)
-            event = Event.FromString(content[offset + 12 : offset + 12 + length])
-            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            found.append(Event.FromString(content[offset + 12 : offset + 12 + length]))
             offset += 12 + length + 4
     return found
+
+
+def read_events(folder):
+    """All scalars (tag, step, value) of the event files in a folder."""
+    return [(value.tag, event.step, value.simple_value) for event in all_events(folder)
+            for value in event.summary.value]  # fmt: skip
 
 
 def test_queue_fetches_each_update_once():
@@ -85,7 +94,7 @@ def test_divergence_stops_after_n_in_a_row_with_a_report(caplog):
 
 
 def test_metrics_and_events_are_written_and_read_back(tmp_path):
-    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 0)
+    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"))
     for update in (1, 2, 3):
         files.write("train", update, update / 2, {"loss": 1.0 / update, "grad_norm": None})
     files.write("val", 3, 1.5, {"top1": 75.0})
@@ -97,25 +106,80 @@ def test_metrics_and_events_are_written_and_read_back(tmp_path):
 
 
 def test_resume_takes_back_what_came_after_the_checkpoint(tmp_path):
-    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 0)
+    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"))
     for update in range(1, 6):
-        files.write("train", update, 0.0, {"loss": float(update)})
+        files.write("train", update, update / 4, {"loss": float(update)})
     files.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "upd')  # the crash
-    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 3)
-    files.write("train", 4, 0.0, {"loss": 40.0})
+    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 3 / 4, 3)
+    files.write("train", 4, 1.0, {"loss": 40.0})
     files.close()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(record["update"], record["loss"]) for record in records] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
+    events = all_events(tmp_path / "tensorboard")
+    assert [event.step for event in events if event.HasField("session_log")] == [4]  # hides the points taken back
+
+
+def test_resume_on_more_devices_keeps_the_records_of_before(tmp_path):
+    """8 epochs of 10 updates were done; with twice the devices these are 40 updates."""
+    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"))
+    for epoch in range(1, 10):
+        files.write("train", 10 * epoch, float(epoch), {"loss": float(epoch)})
+    files.close()
+    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 8.0, 40)
+    files.write("train", 45, 9.0, {"loss": 90.0})
+    files.close()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["loss"] for record in records] == [1, 2, 3, 4, 5, 6, 7, 8, 90]
+    hidden = [event for event in all_events(tmp_path / "tensorboard") if event.HasField("session_log")]
+    assert not hidden  # TensorBoard would hide what came after update 41, epochs 5 to 8
+
+
+def test_everything_is_on_the_disk_after_each_record(tmp_path):
+    """Whatever ends the process then."""
+    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"))
+    for update in range(1, 4):
+        files.write("train", update, 0.0, {"loss": 1.0, "lr": 0.5})
+        assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == update
+        assert len(read_events(tmp_path / "tensorboard")) == 2 * update
+    files.close()
+
+
+def test_a_full_disk_does_not_stop_the_training(tmp_path):
+    """A real write error of the operating system, by a limit on the size of files."""
+    program = """
+import json, logging, resource, signal, sys
+from pathlib import Path
+from src.trainers.callbacks import MetricsFiles
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+files = MetricsFiles(sys.argv[1], sys.argv[1] + "/tensorboard")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+for update in range(100):
+    files.write("train", update, update / 100, {"loss": 1.0, "lr": 0.5})
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+files.write("train", 100, 1.0, {"loss": 7.0})
+files.close()
+again = MetricsFiles(sys.argv[1], sys.argv[1] + "/tensorboard", 1.0, 100)
+again.close()
+losses = [json.loads(line)["loss"] for line in (Path(sys.argv[1]) / "metrics.jsonl").read_text().splitlines()]
+print("went on", len(losses) > 5, set(losses[:-1]) == {1.0}, losses[-1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "went on True True 7.0" in done.stdout
+    assert done.stdout.count("ERROR:focal:metrics not recorded, training goes on") == 1
+    assert done.stdout.count("ERROR:focal:no more TensorBoard events") == 1
 
 
 def test_without_tensorboardx_the_other_records_are_written(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
     logging.getLogger("focal").propagate = True
-    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 0)
+    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"))
     files.write("train", 1, 0.1, {"loss": 1.0})
-    files.flush()
     files.close()
     assert "pip install tensorboardX" in caplog.text and not (tmp_path / "tensorboard").exists()
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 1.0

@@ -211,3 +211,92 @@ def test_best_checkpoints_by_score(tmp_path):
     again = BestCheckpoints(tmp_path, keep=2)  # after a resume
     assert again.offer(79.0, tensors(), {}) is None
     assert again.offer(81.0, tensors(), {"number": 9}) == 0
+
+
+def read_best(folder):
+    names = [name for name in checkpoint_module.ranked_names("best", 5) if (folder / name).exists()]
+    return [
+        (read_checkpoint(folder / name).meta["score"], read_checkpoint(folder / name).meta["number"]) for name in names
+    ]
+
+
+def offer(best, score, number):
+    return best.offer(score, tensors(), {"number": number, "progress": {"update": number}})
+
+
+@pytest.mark.parametrize("again, expected", [(80.0, [80.0, 75.0]), (70.0, [75.0, 70.0]), (90.0, [90.0, 75.0])])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_an_update_offered_again_replaces_its_earlier_self(tmp_path, again, expected, restarted):
+    """A training killed after `offer` and before last.ckpt does the epoch again."""
+    best = BestCheckpoints(tmp_path, keep=2)
+    assert offer(best, 75.0, 2) == 0 and offer(best, 80.0, 3) == 0
+    if restarted:
+        best = BestCheckpoints(tmp_path, keep=2)
+    assert offer(best, again, 3) == expected.index(again)
+    assert [score for score, _ in read_best(tmp_path)] == expected
+    assert sorted(number for _, number in read_best(tmp_path)) == [2, 3]
+
+
+@pytest.mark.parametrize("renames", range(1, 5))
+def test_a_crash_at_any_rename_loses_none_of_the_best(tmp_path, monkeypatch, renames):
+    best = BestCheckpoints(tmp_path, keep=3)
+    for number, score in enumerate((70.0, 80.0)):
+        offer(best, score, number)
+    real, done = os.replace, []
+
+    def crash_at(source, target):
+        done.append(target)
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(checkpoint_module.os, "replace", crash_at)
+    with contextlib.suppress(KeyboardInterrupt):
+        offer(best, 90.0, 2)
+    monkeypatch.setattr(checkpoint_module.os, "replace", real)
+    assert offer(BestCheckpoints(tmp_path, keep=3), 10.0, 9) is not None or renames > 1
+    scores = [score for score, _ in read_best(tmp_path)]
+    # The first rename is the one that makes the new file whole.
+    assert scores == ([80.0, 70.0, 10.0] if renames == 1 else [90.0, 80.0, 70.0])
+    assert not (tmp_path / "next.ckpt").exists()
+
+
+def test_an_unreadable_best_does_not_hide_the_others(tmp_path, caplog):
+    best = BestCheckpoints(tmp_path, keep=3)
+    for number, score in enumerate((70.0, 80.0, 90.0)):
+        offer(best, score, number)
+    (tmp_path / "best.ckpt").write_bytes(b"broken")
+    logging.getLogger("focal").propagate = True
+    assert offer(BestCheckpoints(tmp_path, keep=3), 75.0, 5) == 1
+    assert [score for score, _ in read_best(tmp_path)] == [80.0, 75.0, 70.0]
+    assert "no longer among the best" in caplog.text
+
+
+def test_every_cut_is_recognised_or_leaves_plain_weights(tmp_path):
+    """Also at the seams between entries, where the format itself sees nothing amiss."""
+    path = tmp_path / "a.ckpt"
+    state = {name: np.ones(2, np.float32) for name in ("w.a", "w.b", "ema.w.a", "ema.w.b", "optimizer.step")}
+    write_checkpoint(path, state, {"number": 1})
+    content = path.read_bytes()
+    accepted = []
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with contextlib.suppress(CheckpointError):
+            accepted.append(sorted(read_checkpoint(path).tensors))
+    assert accepted == [["w.a"], ["w.a", "w.b"]]  # a network tells whether that is all it has
+
+
+def test_texts_in_files_from_elsewhere_are_left_out(tmp_path):
+    path = tmp_path / "plain.ckpt"
+    weight = Parameter(Tensor(np.ones(3, np.float32)), name="head.bias")
+    ms.save_checkpoint([weight], str(path), append_dict={"note": "x", "epoch": 3})
+    assert "head.bias" in read_checkpoint(path).tensors and "note" not in read_checkpoint(path).tensors
+
+
+@pytest.mark.parametrize("text", ["no json", "[1]", "{}", '"x"'])
+def test_damaged_metadata_is_one_error(tmp_path, text):
+    path = tmp_path / "a.ckpt"
+    weight = Parameter(Tensor(np.ones(3, np.float32)), name="head.bias")
+    ms.save_checkpoint([weight], str(path), append_dict={"focal.meta": text}, crc_check=True)
+    with pytest.raises(CheckpointError, match="focal.meta"):
+        read_checkpoint(path)

@@ -39,7 +39,7 @@ def test_resumed_steps_are_equal_to_the_last_bit(make_config, make_step, batch, 
     first = make_step(config)
     train(first, batch, range(4))
     path = tmp_path / "a.ckpt"
-    write_checkpoint(path, collect_tensors(first, 1), make_meta(config, Progress(1, 3, 4, 55.5, 4), 1))
+    write_checkpoint(path, collect_tensors(first, 1), make_meta(config, Progress(1, 3, 4, 55.5, 4), 1, 10))
     second = make_step(config, seed=99)  # other initial weights: all must come from the file
     progress = restore(read_checkpoint(path), second, config, 1, 10)
     assert progress == Progress(1, 3, 4, 55.5, 4)
@@ -51,7 +51,7 @@ def test_resumed_steps_are_equal_to_the_last_bit(make_config, make_step, batch, 
 
 def test_settings_that_matter_are_refused_with_the_difference(make_config, make_step, tmp_path, caplog):
     config = make_config()
-    write_checkpoint(tmp_path / "a.ckpt", collect_tensors(make_step(config), 1), make_meta(config, Progress(), 1))
+    write_checkpoint(tmp_path / "a.ckpt", collect_tensors(make_step(config), 1), make_meta(config, Progress(), 1, 10))
     checkpoint = read_checkpoint(tmp_path / "a.ckpt")
     changed = make_config(base_lr=1e-3, mix_up=0.5, log_steps=7, data_url="./elsewhere")
     with pytest.raises(ConfigError) as error:
@@ -67,7 +67,7 @@ def test_settings_that_matter_are_refused_with_the_difference(make_config, make_
 
 def test_unchanged_settings_have_no_difference(make_config):
     config = make_config()
-    saved = make_meta(config, Progress(), 1)["config"]
+    saved = make_meta(config, Progress(), 1, 10)["config"]
     assert changed_settings(saved, make_config(train_url="./x", resume="auto")) == []
     del saved["layer_decay"]  # as if written before the key existed
     assert changed_settings(saved, config) == []
@@ -78,9 +78,9 @@ def test_unchanged_settings_have_no_difference(make_config):
 def test_a_changed_average_starts_from_the_weights(make_config, make_step, tmp_path):
     config = make_config(enable_ema=False)
     step = make_step(config)
-    write_checkpoint(tmp_path / "a.ckpt", collect_tensors(step, 1), make_meta(config, Progress(), 1))
+    write_checkpoint(tmp_path / "a.ckpt", collect_tensors(step, 1), make_meta(config, Progress(), 1, 10))
     with_ema = make_config(enable_ema=True, allow_config_change=True)
-    fresh = make_step(with_ema)
+    fresh = make_step(with_ema, seed=99)  # a random start of its own, which must not become the average
     restore(read_checkpoint(tmp_path / "a.ckpt"), fresh, with_ema, 1, 10)
     assert (fresh.ema.averages[0].asnumpy() == step.optimizer.parameters_to_train[0].asnumpy()).all()
 
@@ -90,7 +90,7 @@ def test_tensors_that_do_not_fit_are_named(make_config, make_step, tmp_path):
     tensors = collect_tensors(make_step(config), 1)
     del tensors["first.weight"]
     tensors["other.weight"] = np.zeros(3, np.float32)
-    write_checkpoint(tmp_path / "a.ckpt", tensors, make_meta(config, Progress(), 1))
+    write_checkpoint(tmp_path / "a.ckpt", tensors, make_meta(config, Progress(), 1, 10))
     with pytest.raises(ConfigError, match="missing first.weight; unexpected other.weight"):
         restore(read_checkpoint(tmp_path / "a.ckpt"), make_step(config), config, 1, 10)
 
@@ -101,7 +101,7 @@ def test_another_number_of_devices_keeps_the_state_and_the_share_of_the_epoch(ma
     step.random_counter.set_data(Tensor(80, step.random_counter.dtype))
     saved = collect_tensors(step, world_size=8)
     assert saved["random_counter"] == 10
-    write_checkpoint(tmp_path / "a.ckpt", saved, make_meta(config, Progress(2, 12, 46, 1.0, 46), 8))
+    write_checkpoint(tmp_path / "a.ckpt", saved, make_meta(config, Progress(2, 12, 46, 1.0, 46), 8, 40))
     other = make_step(config)
     logging.getLogger("focal").propagate = True
     # 8 devices, 40 batches each: 20 updates an epoch; now 2 devices, 160 batches, 80 updates
@@ -110,6 +110,26 @@ def test_another_number_of_devices_keeps_the_state_and_the_share_of_the_epoch(ma
     assert int(other.optimizer.position.asnumpy()) == 184
     assert int(other.random_counter.asnumpy()) == 20
     assert "order of the data is not" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "steps_before, devices, steps_now, expected",
+    [
+        (13, 2, 6, (5, 1 * 6 + 5)),  # 12 of 13 steps are nearly all of 6, and one is left to end the epoch
+        (13, 1, 7, (6, 1 * 7 + 6)),  # images were removed from the data
+        (13, 1, 26, (24, 1 * 26 + 24)),  # or added
+    ],
+)
+def test_the_last_step_of_an_epoch_is_never_skipped(
+    make_config, make_step, tmp_path, steps_before, devices, steps_now, expected
+):
+    config = make_config()
+    progress = Progress(1, 12, 1 * steps_before + 12)
+    meta = make_meta(config, progress, 1, steps_before)
+    write_checkpoint(tmp_path / "a.ckpt", collect_tensors(make_step(config), 1), meta)
+    resumed = restore(read_checkpoint(tmp_path / "a.ckpt"), make_step(config), config, devices, steps_now)
+    assert (resumed.step_in_epoch, resumed.update) == expected
+    assert resumed.position(steps_now) < 2
 
 
 def test_weights_only_leaves_out_the_state_of_the_optimizer(make_config, make_step):
