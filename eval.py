@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any, Optional
@@ -12,7 +13,7 @@ from typing import Any, Optional
 from src.config import Config, ConfigError, config_from_command_line
 from src.errors import run_main
 from src.runtime.signals import StopSignals
-from src.trainers.paths import check_input_files
+from src.trainers.paths import check_input_files, check_output_file
 
 logger = logging.getLogger("focal")
 
@@ -29,6 +30,8 @@ def main() -> Optional[int]:
         config, unknown_arguments = config_from_command_line(sys.argv[1:], __doc__, tolerate_unknown=in_cloud)
         if config.run.pretrained is None:
             raise ConfigError("pretrained: eval.py needs a checkpoint; give --pretrained CKPT")
+        if config.run.json is not None:
+            check_output_file("json", config.run.json)
         if not (in_cloud or config.run.run_openi):
             check_input_files(config.run, config.data)
         if is_worker(config):
@@ -79,8 +82,8 @@ def report(accuracy: Any, json_file: Optional[str]) -> None:
     print(f"images {accuracy.images}")
     print(f"images/second {accuracy.images_per_second:.1f}")
     if json_file is not None:
-        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(json_file).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        known = {name: value if math.isfinite(value) else None for name, value in figures.items()}  # JSON has no NaN
+        Path(json_file).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 def main() -> None:
     from src.data.layout import find_layout
-    from src.data.mindrecord import write_class_names, write_mindrecord
+    from src.data.mindrecord import check_output, write_mindrecord
     from src.data.sources import FolderSource
     from src.errors import UserError
 
@@ -38,15 +38,17 @@ def main() -> None:
         raise UserError(f"short_side: {arguments.short_side} must be at least 1 pixel")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     layout = find_layout(arguments.data_url, arguments.splits)
+    names: dict[str, list[str]] = {}
     for split in arguments.splits:
         source = getattr(layout, split)
         if not isinstance(source, FolderSource):
             raise UserError(f"data_url: {arguments.data_url} holds MindRecord files already; give the folder of images")
         root = os.path.join(layout.folder, split)
-        names = [os.path.relpath(source.name(index), root).replace(os.sep, "/") for index in range(len(source))]
-        shards = min(arguments.shards, len(source))
-        write_mindrecord(source, names, arguments.output, split, shards, arguments.short_side, arguments.workers)
-    write_class_names(layout.class_names, arguments.output)
+        names[split] = [os.path.relpath(source.name(index), root).replace(os.sep, "/") for index in range(len(source))]
+    check_output(arguments.output, layout.class_names, names)
+    for split in arguments.splits:
+        source, shards = getattr(layout, split), min(arguments.shards, len(names[split]))
+        write_mindrecord(source, names[split], arguments.output, split, shards, arguments.short_side, arguments.workers)
     print(f"written to {arguments.output}; use it as --data_url")
 
 

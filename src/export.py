@@ -168,4 +168,14 @@ def _open_onnx(path: Path) -> Runner:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:
         raise UserError(f"model: {path} is no whole ONNX file ({str(error).strip().splitlines()[0][:120]})") from None
-    return lambda images: session.run(None, {session.get_inputs()[0].name: images})[0]
+
+    def run(images: np.ndarray) -> np.ndarray:
+        try:
+            return session.run(None, {session.get_inputs()[0].name: images})[0]
+        except Exception as error:  # the runtime's own: another image size, above all
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"model: {path} does not take images {images.shape[1:]} ({reason}); check image_size"
+            ) from None
+
+    return run

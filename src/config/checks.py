@@ -61,6 +61,8 @@ def _check_schedule(config: Config) -> None:
         raise ConfigError(
             f"epochs: {optim.epochs} is less than warmup_length {optim.warmup_length} + cool_length {optim.cool_length}"
         )
+    if max(optim.beta) > 1 - 1e-7:
+        raise ConfigError(f"beta: {max(optim.beta)} is 1 in float32; 0.9999 averages over 10,000 updates already")
     if optim.min_lr > optim.base_lr:
         raise ConfigError(f"min_lr: {optim.min_lr} is greater than base_lr {optim.base_lr}")
 

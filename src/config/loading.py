@@ -15,7 +15,7 @@ import yaml
 from src.config.checks import check_combinations
 from src.config.schema import DEFAULT_ARCH, SECTIONS, Config, ConfigError
 from src.config.values import coerce
-from src.config.zoo import arch_defaults
+from src.config.zoo import PAPER_TOP1, arch_defaults
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 
@@ -93,7 +93,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config: {path} is not a text file") from None
     try:
         loaded = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        # PyYAML's constructors let through what int(), a date or a deep nesting raises.
         raise ConfigError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from None
     if loaded is None:
         return {}
@@ -197,7 +198,21 @@ def config_from_command_line(
     if path is None:
         path = CONFIG_FOLDER / f"{given.get('arch', DEFAULT_ARCH)}.yaml"
     yaml_keys = _read_yaml(Path(path))
+    _check_arch_flag(given, yaml_keys, str(path))
     return load_config({**(defaults or {}), **yaml_keys}, given), unknown
+
+
+def _check_arch_flag(flags: dict[str, Any], yaml_keys: dict[str, Any], path: str) -> None:
+    """Refuse --arch with the YAML file of another network: its keys would win over what the name implies."""
+    arch = flags.get("arch")
+    if arch not in PAPER_TOP1 or yaml_keys.get("arch", arch) == arch:
+        return
+    for name, implied in arch_defaults(arch, {}).items():
+        _, field, hint = _fields()[name]
+        if name in yaml_keys and name not in flags and coerce(field, hint, yaml_keys[name]) != implied:
+            raise ConfigError(
+                f"arch: {arch} has {name} {implied}, but {path} sets {yaml_keys[name]}; leave out --config, or --arch"
+            )
 
 
 def _normalise(argument: str) -> str:

@@ -136,7 +136,7 @@ class OptimConfig:
     lr_adjust: float = key(30.0, "multistep_lr: epochs between drops", above=0.0)
     lr_gamma: float = key(0.97, "multistep_lr, exp_lr: factor per drop or epoch", above=0.0, high=1.0)
     lr_power: float = key(1.0, "polynomial: exponent of the decay", above=0.0)
-    epochs: int = key(300, "epochs, warm-up and cool-down included", low=1)
+    epochs: int = key(300, "epochs, warm-up and cool-down included", low=1, high=1_000_000)
     beta: tuple[float, ...] = key((0.9, 0.999), "Adam's decay rates of both moments", length=2, low=0.0, below=1.0)
     eps: float = key(1e-8, "Adam's epsilon", above=0.0)
     momentum: float = key(0.9, "of the momentum optimizer", low=0.0, below=1.0)
@@ -151,7 +151,7 @@ class StepConfig:
 
     amp_level: str = key("O0", "O0 float32; O1..O3 float16; bf16; see README", choices=("O0", "O1", "O2", "O3", "bf16"))
     keep_bn_fp32: bool = key(True, "O3: normalisation layers in float32 all the same")
-    loss_scale: float = key(1024.0, "initial (or fixed) factor on the loss", low=1.0)
+    loss_scale: float = key(1024.0, "initial (or fixed) factor on the loss", low=1.0, high=2.0**32)
     is_dynamic_loss_scale: bool = key(True, "halve the scale on overflow, double it after scale_window good steps")
     scale_window: int = key(2000, "good steps before the dynamic scale doubles", low=1)
     use_global_norm: bool = key(True, "clip gradients by their global norm")

@@ -111,8 +111,12 @@ def _read_index(shard: str, shards: list[str]) -> list[tuple[int, str, int, int]
         if not os.path.exists(shard + ".db"):
             raise UserError(f"data_url: {shard}.db, the index of {shard}, is missing; copy it or write the files again")
         query = f"SELECT {fields['label']}, {name}, PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END FROM INDEXES"
-        with contextlib.closing(sqlite3.connect(f"file:{shard}.db?mode=ro", uri=True)) as database:
+        index = Path(f"{shard}.db").resolve().as_uri()  # quoted: names may hold #, ? and %
+        with contextlib.closing(sqlite3.connect(f"{index}?mode=ro", uri=True)) as database:
             rows = database.execute(query).fetchall()
+        written = max((page["end_row_id"] for page in header["page"] if page["page_type"] == "BLOB_DATA"), default=0)
+        if len(rows) != written:
+            raise ValueError(f"its index lists {len(rows)} of {written} images")
     except (OSError, ValueError, KeyError, sqlite3.Error) as error:
         if isinstance(error, UserError):
             raise
@@ -159,16 +163,36 @@ def write_mindrecord(
         short_side: images whose shorter side is longer are resized to it (bicubic, JPEG quality 95); None: never.
         workers: threads that read and resize.
 
+    What was written is removed if it fails.
+
     Raises:
-        UserError: `output` holds this split already; a file that cannot be read, or is larger than 32 MiB.
+        UserError: `output` holds this split; a file that cannot be read, or is larger than 32 MiB; a full disk.
     """
+    _refuse_existing(output, split)
+    try:
+        _write_shards(source, names, output, split, shards, short_side, workers)
+    except BaseException as error:
+        for shard in find_shards(str(output), split):
+            for left_over in (shard, f"{shard}.db"):
+                with contextlib.suppress(OSError):
+                    os.remove(left_over)
+        if isinstance(error, (OSError, RuntimeError)):  # MindSpore's writer raises RuntimeError on a full disk
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"output: {split} cannot be written to {output} ({reason})") from None
+        raise
+
+
+def _write_shards(
+    source: ImageSource,
+    names: list[str],
+    output: Path,
+    split: str,
+    shards: int,
+    short_side: Optional[int],
+    workers: int,
+) -> None:
     from mindspore.mindrecord import FileWriter
 
-    if find_shards(str(output), split):
-        raise UserError(
-            f"output: {output} holds {split}.mindrecord files already; remove them or choose another folder"
-        )
-    output.mkdir(parents=True, exist_ok=True)
     writer = FileWriter(str(output / f"{split}.mindrecord"), shard_num=shards)
     schema = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "file_name": {"type": "string"}}
     writer.add_schema(schema, f"{split} images: the bytes of image files, class numbers by classes.json")
@@ -199,6 +223,43 @@ def _stored_bytes(source: ImageSource, index: int, short_side: Optional[int]) ->
             " give --short_side or shrink the image"
         )
     return data or b"\0"  # an empty file, which no field can hold; as unreadable as before
+
+
+def check_output(output: Path, class_names: tuple[str, ...], names: dict[str, list[str]]) -> None:
+    """Check, before hours of writing, that the splits can be written to `output`, which is made.
+
+    Args:
+        output: folder for the files.
+        class_names: of the data.
+        names: `class/file` of each image, by split.
+
+    Raises:
+        UserError: it holds one of them already, or splits of other classes; or it cannot be written; a file name is not
+            UTF-8.
+    """
+    for name in (name for split in names.values() for name in split):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"data_url: the name of {name!r} is not UTF-8, which MindRecord needs; rename it") from None
+    for split in names:
+        _refuse_existing(output, split)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        empty = not any(find_shards(str(output), split) for split in ("train", "val"))
+        if empty or read_class_names(str(output)) is None:  # a list without files is of a conversion that failed
+            write_class_names(class_names, output)
+    except OSError as error:
+        raise UserError(f"output: {output} cannot be written ({error.strerror or error})") from None
+    if read_class_names(str(output)) != class_names:
+        raise UserError(f"output: {output / CLASSES_FILE} lists other classes than the data; choose another folder")
+
+
+def _refuse_existing(output: Path, split: str) -> None:
+    if find_shards(str(output), split):
+        raise UserError(
+            f"output: {output} holds {split}.mindrecord files already; remove them or choose another folder"
+        )
 
 
 def write_class_names(class_names: tuple[str, ...], output: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
@@ -52,8 +51,14 @@ def _read_pth(file: Path) -> dict[str, np.ndarray]:
             break
     if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise UserError(f"{file}: holds no state dict, neither bare nor under {', '.join(_WRAPPERS)}")
-    # NumPy has no bfloat16, and our weights are float32 whatever the file's were.
-    return {str(name): (v.float() if v.is_floating_point() else v).numpy() for name, v in loaded.items()}
+    try:
+        # NumPy has no bfloat16, and our weights are float32 whatever the file's were.
+        return {
+            str(name): (v.float() if v.is_floating_point() else v).detach().resolve_conj().numpy()
+            for name, v in loaded.items()
+        }
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, on no device, ...
+        raise UserError(f"{file}: holds a tensor that is no plain array ({_first_line(error)})") from None
 
 
 def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
@@ -68,7 +73,7 @@ def _read_npz(file: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of zip, of its compression, of the header of an array: each has its own
         raise UserError(f"{file}: no whole npz file of plain arrays ({_first_line(error)})") from None
 
 
@@ -121,6 +126,9 @@ def convert_to_checkpoint(source: str, target: str, config: Config) -> list[str]
         UserError: entries that are missing, unexpected or misshaped, all by name; nothing is written then.
     """
     state = read_official_weights(source)
+    strange = [name for name, value in state.items() if value.dtype.kind not in "biuf"]
+    if strange:
+        raise UserError(f"{source}: {strange[0]} holds no numbers, but {state[strange[0]].dtype}")
     network = create_model(config)
     made_for = settings_of_file(state, config)
     notes: list[str] = []
@@ -142,7 +150,7 @@ def settings_of_file(state: Mapping[str, np.ndarray], config: Config) -> Config:
     The file names no image size: it is taken to be the configured one if all shapes agree, else what `arch` implies.
     """
     head = state.get("head.weight")
-    classes = config.model.num_classes if head is None else int(head.shape[0])
+    classes = config.model.num_classes if head is None or not head.shape else int(head.shape[0])
     same_size = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=classes))
     if config.model.arch not in published_archs():
         return same_size

@@ -42,7 +42,7 @@ def load_official_state_dict(network: nn.Cell, state: Mapping[str, np.ndarray]) 
         state: official name -> array. Buffers may be left out; version 2 then keeps its own choice among ties.
 
     Raises:
-        ValueError: naming every missing, unexpected and misshaped entry; nothing is loaded then.
+        UserError: naming every missing, unexpected and misshaped entry; nothing is loaded then.
     """
     learnable, buffers = learnable_parameters(network), official_buffers(network)
     shapes = {name: tuple(parameter.shape) for name, parameter in learnable.items()}
@@ -56,8 +56,6 @@ def load_official_state_dict(network: nn.Cell, state: Mapping[str, np.ndarray]) 
     ]
     if problems:
         raise UserError(f"state dict does not fit the network: {'; '.join(problems)}")
-    for name, parameter in learnable.items():
-        parameter.set_data(Tensor(np.asarray(state[name], np.float32), parameter.dtype))
     indices = {name: np.asarray(value) for name, value in state.items() if _KEY_INDICES in name}
     absent = [name for name in buffers if _KEY_INDICES in name and name not in indices]
     if absent:
@@ -65,6 +63,8 @@ def load_official_state_dict(network: nn.Cell, state: Mapping[str, np.ndarray]) 
             "state dict has no %s (%d in all): ties among closest tokens are our own", absent[0], len(absent)
         )
     set_key_indices(network, indices)
+    for name, parameter in learnable.items():
+        parameter.set_data(Tensor(np.asarray(state[name], np.float32), parameter.dtype))
 
 
 def official_state_dict(network: nn.Cell) -> dict[str, np.ndarray]:
@@ -80,8 +80,9 @@ def set_key_indices(network: nn.Cell, indices: Mapping[str, np.ndarray]) -> None
     tables up to date after a checkpoint has overwritten those parameters.
 
     Raises:
-        ValueError: indices that name no token, or one twice.
+        UserError: indices that name no token, or one twice; nothing has changed then.
     """
+    checked = []
     for builder, block, _, attention in _blocks(network):
         if not hasattr(attention, "key_indices"):
             continue
@@ -96,6 +97,8 @@ def set_key_indices(network: nn.Cell, indices: Mapping[str, np.ndarray]) -> None
                     f"window; the file is damaged or belongs to another image size"
                 )
             levels.append(value)
+        checked.append((builder, attention, levels))
+    for builder, attention, levels in checked:
         builder.use_indices(attention, levels)
     network.compile_cache.clear()  # the tables are constants of the compiled graph
 

@@ -50,6 +50,8 @@ def block_expand_size(model: ModelConfig, stage: int, stage_map: StageMap, block
 def check_network(model: ModelConfig) -> list[StageMap]:
     """Raise `ConfigError` for what neither upstream nor this code can build; return the stage maps."""
     maps = stage_maps(model)
+    if int(model.embed_dim * model.mlp_ratio) < 1:
+        raise ConfigError(f"mlp_ratio: {model.mlp_ratio} leaves no hidden channels of {model.embed_dim}; 4 is usual")
     for stage, stage_map in enumerate(maps):
         _check_pooling(model, stage, stage_map)
         if model.focal_version == 1:

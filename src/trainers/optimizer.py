@@ -35,8 +35,9 @@ def parameter_settings(
 ) -> list[ParameterSetting]:
     """Weight decay and learning-rate factor of each parameter.
 
-    No decay on tensors of fewer than two dimensions, on names ending in `.bias` and on absolute_pos_embed (the
-    authors' rule). The rate factor is layer_decay ** (layers + 1 - layer), see `layer_of`.
+    No decay on tensors of fewer than two dimensions, on names ending in `.bias` and on absolute_pos_embed: the authors'
+    rule, but that theirs of version 1 exempts relative_position_bias_table* as well, which decays here. The rate factor
+    is layer_decay ** (layers + 1 - layer), see `layer_of`.
     """
     settings = []
     top = sum(depths) + 1

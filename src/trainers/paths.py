@@ -36,6 +36,19 @@ def check_checkpoint_files(run: RunConfig) -> None:
             raise UserError(f"{key}: {path} does not exist{hint}")
 
 
+def check_output_file(key: str, path: str) -> None:
+    """Check, before anything costs time, that a file can be written; its folder is made.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).open("a").close()
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be written ({error.strerror or error})") from None
+
+
 def set_aside_earlier_results(folder: str) -> None:
     """Move the results of an earlier training out of the way of a new one in the same folder; nothing is deleted.
 

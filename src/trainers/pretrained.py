@@ -52,6 +52,8 @@ def read_weights(path: str, use_ema: bool = False) -> dict[str, np.ndarray]:
     averages = {name[len(PREFIX) + 1 :]: value for name, value in checkpoint.tensors.items() if _is_average(name)}
     if use_ema and not averages:
         raise CheckpointError(f"use_ema: {path} holds no averaged weights; set it to False")
+    if (checkpoint.meta or {}).get("best_is_ema") and not use_ema:
+        logger.warning("%s was kept for its averaged weights; --use_ema True takes them, this takes the raw ones", path)
     weights = {name: value for name, value in checkpoint.tensors.items() if not _is_state(name, checkpoint)}
     return {**weights, **averages} if use_ema else weights
 

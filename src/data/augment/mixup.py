@@ -27,7 +27,9 @@ class Mix:
 
 
 def draw_mix(augment: AugmentConfig, batch: int, image_hw: tuple[int, int], rng: np.random.Generator) -> Mix:
-    """Draw how a batch of `batch` samples (even) is mixed."""
+    """Draw how a batch of `batch` samples is mixed; an odd number is possible where nothing is."""
+    if not (augment.mix_up or augment.cutmix):
+        return Mix(np.ones(batch, dtype=np.float32), (None,) * batch)
     draws = {"batch": 1, "pair": batch // 2, "elem": batch}[augment.mixup_mode]
     drawn = [_draw_one(augment, image_hw, rng) for _ in range(draws)]
     if augment.mixup_mode == "batch":
@@ -41,7 +43,7 @@ def _draw_one(
     augment: AugmentConfig, image_hw: tuple[int, int], rng: np.random.Generator
 ) -> tuple[float, Optional[tuple[int, int, int, int]]]:
     """One lambda and, for CutMix, the box it stands for."""
-    if not (augment.mix_up or augment.cutmix) or rng.random() >= augment.mixup_prob:
+    if rng.random() >= augment.mixup_prob:
         return 1.0, None
     use_cutmix = augment.cutmix > 0 and (augment.mix_up == 0 or rng.random() < augment.switch_prob)
     alpha = augment.cutmix if use_cutmix else augment.mix_up
@@ -54,13 +56,16 @@ def _draw_one(
 
 
 def _draw_box(lam: float, image_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A box of share 1 - lam of the image, of its proportions, centred anywhere in it and clipped to it."""
+    """A box of share 1 - lam of the image, of its proportions, centred anywhere in it and clipped to it.
+
+    Its sides are even numbers of pixels, as timm's rand_bbox has them.
+    """
     ratio = np.sqrt(1.0 - lam)
     spans = []
     for side in image_hw:
         cut = int(side * ratio)
         centre = int(rng.integers(0, side))
-        spans.append((max(centre - cut // 2, 0), min(centre + (cut + 1) // 2, side)))
+        spans.append((max(centre - cut // 2, 0), min(centre + cut // 2, side)))
     (top, bottom), (left, right) = spans
     return top, left, bottom, right
 

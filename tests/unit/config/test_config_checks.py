@@ -28,6 +28,7 @@ REFUSED = [
     ({"batch_size": 63, "mix_up": 0}, "batch_size: 63 must be even"),
     ({"epochs": 30, "warmup_length": 20, "cool_length": 20},
      r"epochs: 30 is less than warmup_length 20 \+ cool_length 20"),
+    ({"beta": [0.9, 0.99999999]}, "beta: .* is 1 in float32"),
     ({"min_lr": 1e-3, "base_lr": 1e-4}, "min_lr: 0.001 is greater than base_lr 0.0001"),
     ({"amp_level": "bf16", "device_target": "CPU"}, "amp_level: bf16 has no matrix product on CPU; use O0"),
     ({"dataset_sink_mode": True, "device_target": "CPU"}, "dataset_sink_mode: needs device_target Ascend, not CPU"),

@@ -124,6 +124,15 @@ def test_flags_choose_the_arch_before_its_defaults_apply(tmp_path):
     assert (config.model.embed_dim, config.model.focal_version) == (128, 1)
 
 
+def test_arch_flag_beside_the_config_of_another_network_is_refused():
+    """The file's keys would win over what the name implies: a network that nobody published under that name."""
+    small = str(CONFIG_FOLDER / "focalv2_small_useconv_patch4_window7_224.yaml")
+    with pytest.raises(ConfigError, match=r"arch: focal_tiny_patch4_window7_224 has .*leave out --config, or --arch"):
+        from_flags("--config", small, "--arch", "focal_tiny_patch4_window7_224")
+    from_flags("--config", small, "--arch", "focalv2_small_useconv_patch4_window7_224")
+    from_flags("--config", small, "--arch", "focalv2_own")
+
+
 def test_arch_alone_names_its_config():
     config, _ = from_flags("--arch=focal_tiny_patch4_window7_224", "--device_num=8")
     expected = load_config(CONFIG_FOLDER / "focal_tiny_patch4_window7_224.yaml", {"device_num": 8})
@@ -234,7 +243,13 @@ def test_cloud_platforms_may_add_flags(tmp_path):
      ("- epochs\n- 3\n", "must hold `key: value` lines, not a list"),
      ("just words", "must hold `key: value` lines, not a str"),
      ("epochs: !!python/object/apply:os.system ['true']\n", "not YAML"),
-     ("1: 2\n", "unknown key 1")],
+     ("1: 2\n", "unknown key 1"),
+     ("seed: 2020-13-45\n", "not YAML"),  # what follows is read by int(), datetime and the stack
+     ("seed: 0x_\n", "not YAML"),
+     ("seed: !!int abc\n", "not YAML"),
+     ("seed: !!timestamp x\n", "not YAML"),
+     pytest.param("seed: " + "9" * 5000 + "\n", "not YAML|seed", id="5000 digits"),
+     pytest.param("seed: " + "[" * 2000 + "\n", "not YAML", id="2000 brackets")],
 )  # fmt: skip
 def test_bad_files(text, message, tmp_path):
     with pytest.raises(ConfigError, match=message) as error:

@@ -123,6 +123,8 @@ def test_wrong_types(name, raw, message):
         ("seed", 2**31, f"seed: {2**31} must be at most {2**31 - 1}"),
         ("seed", -1, "seed: -1 must be at least 0"),
         ("master_port", 65536, "master_port: 65536 must be at most 65535"),
+        ("loss_scale", 1e39, "loss_scale: 1e\\+39 must be at most 4294967296.0"),
+        ("epochs", 1e18, "epochs: 1000000000000000000 must be at most 1000000"),
         ("loss_scale", 0.5, "loss_scale: 0.5 must be at least 1.0"),
         ("eval_batch_size", 0, "eval_batch_size: 0 must be at least 1"),
         ("focal_version", 3, "focal_version: 3 is not one of 1, 2"),

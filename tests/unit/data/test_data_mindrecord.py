@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Callable
@@ -106,6 +108,64 @@ def test_missing_file_is_named(records: Path, make_config: Callable[..., Config]
     with pytest.raises(UserError) as caught:
         check_data(make_config(), str(records))
     assert missing in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_index_that_lists_only_a_part_is_noticed(records: Path, make_config: Callable[..., Config]) -> None:
+    index = records / "train.mindrecord1.db"
+    _replace(index, index.read_bytes())  # a copy, which may be written into
+    with contextlib.closing(sqlite3.connect(index)) as database:
+        database.execute("DELETE FROM INDEXES WHERE ROW_ID = 1")
+        database.commit()
+    with pytest.raises(UserError, match=r"its index lists (6 of 7|7 of 8) images"):
+        check_data(make_config(), str(records))
+
+
+@pytest.mark.parametrize("name", ("a#1", "a?x", "a %20", "ä b"))
+def test_any_name_of_a_folder_will_do(records: Path, tmp_path: Path, name: str) -> None:
+    records.rename(tmp_path / name)
+    assert len(find_layout(str(tmp_path / name)).train) == 22
+    assert len(find_layout(f"/{tmp_path / name}").train) == 22  # begins with two slashes
+
+
+def test_splits_of_other_classes_do_not_share_a_folder(
+    image_folder: Path, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "val"):
+        for new, old in (("x", "a"), ("y", "b"), ("z", "c")):
+            shutil.copytree(image_folder / split / old, tmp_path / "other" / split / new)
+    for path in records.glob("val.mindrecord*"):
+        path.unlink()
+    before = (records / "classes.json").read_text()
+    with pytest.raises(UserError, match="lists other classes than the data"):
+        convert(monkeypatch, "--data_url", str(tmp_path / "other"), "--output", str(records), "--splits", "val")
+    assert (records / "classes.json").read_text() == before and not list(records.glob("val*"))
+
+
+def test_mistakes_leave_nothing_behind(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="output: .* cannot be written"):
+            convert(monkeypatch, "--data_url", str(image_folder), "--output", str(output))
+    shutil.copytree(image_folder, tmp_path / "named")
+    (tmp_path / "named" / "val" / "a" / "000.jpg").rename(tmp_path / "named" / "val" / "a" / os.fsdecode(b"\xff.jpg"))
+    with pytest.raises(UserError, match="not UTF-8, which MindRecord needs"):
+        convert(monkeypatch, "--data_url", str(tmp_path / "named"), "--output", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_conversion_that_fails_takes_its_files_away(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mindspore.mindrecord
+
+    def full(self: object) -> None:
+        raise RuntimeError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mindspore.mindrecord.FileWriter, "commit", full)
+        with pytest.raises(UserError, match="train cannot be written to .*No space left"):
+            convert(patch, "--data_url", str(image_folder), "--output", str(tmp_path / "out"), "--shards", "1")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["classes.json"]
 
 
 def test_damaged_header_and_foreign_number_of_classes(records: Path, make_config: Callable[..., Config]) -> None:

@@ -44,8 +44,9 @@ def test_cutmix_boxes_are_centred_evenly_and_sized_by_beta(augment: Callable[...
     # Boxes that no border clips show the lambda that was drawn; with alpha 1 it is uniform, given that it is not
     # clipped. A box of side share r = sqrt(1 - lambda), density 2r, is whole with probability (1 - r)^2: beta(2, 3).
     whole = (top > 0) & (left > 0) & (bottom < side) & (right < side)
+    assert not ((bottom - top)[whole] % 2).any() and not ((right - left)[whole] % 2).any()  # as timm's
     share = (bottom - top)[whole] / side
-    assert stats.kstest(share + 0.5 / side, stats.beta(2, 3).cdf).pvalue > 1e-3
+    assert stats.kstest(share + 1.0 / side, stats.beta(2, 3).cdf).pvalue > 1e-3
     centre = (top + bottom)[whole] / 2 / side
     # Given its size a whole box is anywhere it fits, evenly.
     assert stats.kstest((centre - share / 2) / (1 - share), stats.uniform().cdf).pvalue > 1e-3
@@ -59,8 +60,9 @@ def test_probability_and_switch(augment: Callable[..., AugmentConfig]) -> None:
     assert stats.binomtest(cut, len(mixed), 0.3).pvalue > 1e-3
 
 
-def test_off_means_untouched_one_hot(augment: Callable[..., AugmentConfig]) -> None:
-    mix = draw_mix(augment(mix_up=0.0, cutmix=0.0), 3, HW, generator(0, 0, 0, BATCH))
+@pytest.mark.parametrize("mode", ("batch", "pair", "elem"))
+def test_off_means_untouched_one_hot_also_of_an_odd_batch(augment: Callable[..., AugmentConfig], mode: str) -> None:
+    mix = draw_mix(augment(mix_up=0.0, cutmix=0.0, mixup_mode=mode), 3, HW, generator(0, 0, 0, BATCH))
     images = np.random.default_rng(0).random((3, 3, *HW)).astype(np.float32)
     before = images.copy()
     apply_mix(images, mix)

@@ -20,6 +20,7 @@ REFUSED = [
     ("nano_v2", {"focal_levels": [2, 0, 2, 2]}, "focal_levels: stage 1 has 0"),
     ("nano_v2", {"image_size": 96}, "image_size: 96 gives stage 2.*6 x 6.*pad_windows: True"),
     ("nano_v2", {"image_size": 16}, "image_size: 16 leaves no tokens for stage 3"),
+    ("nano_v2", {"mlp_ratio": 1e-3}, "mlp_ratio: 0.001 leaves no hidden channels of 32"),
 ]
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from src.trainers.paths import set_aside_earlier_results
+from src.errors import UserError
+from src.trainers.paths import check_output_file, set_aside_earlier_results
 
 
 @pytest.mark.parametrize("result", ["checkpoints/last.ckpt", "best/best.ckpt", "metrics.jsonl"])
@@ -29,3 +30,13 @@ def test_a_start_that_failed_at_once_leaves_nothing_to_move(tmp_path: Path) -> N
     set_aside_earlier_results(str(tmp_path))
     set_aside_earlier_results(str(tmp_path / "not_there"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl"]
+
+
+def test_an_output_file_is_checked_before_and_not_changed(tmp_path: Path) -> None:
+    check_output_file("json", str(tmp_path / "new" / "a.json"))
+    (tmp_path / "b.json").write_text("{}")
+    check_output_file("json", str(tmp_path / "b.json"))
+    assert (tmp_path / "b.json").read_text() == "{}"
+    for bad in (tmp_path, tmp_path / "b.json" / "c.json"):
+        with pytest.raises(UserError, match="json: .* cannot be written"):
+            check_output_file("json", str(bad))

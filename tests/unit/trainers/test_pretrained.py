@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -104,3 +106,14 @@ def test_freezing_takes_the_stem_and_whole_stages():
     assert frozen == ["patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight", "layers.1.blocks.0.norm1.weight"]
     trained = [parameter.name for parameter in network.trainable_params()]
     assert trained == ["layers.10.blocks.0.norm1.weight", "head.weight", "head.bias"]
+
+
+def test_a_checkpoint_kept_for_its_averages_says_so_when_raw_weights_are_taken(tmp_path, caplog):
+    path = tmp_path / "best.ckpt"
+    both = {**arrays(), **{f"ema.{name}": value for name, value in arrays(value=2.0).items()}}
+    write_checkpoint(path, both, {"best_is_ema": True})
+    logging.getLogger("focal").propagate = True
+    read_weights(str(path), use_ema=True)
+    assert not caplog.text
+    read_weights(str(path))
+    assert "kept for its averaged weights; --use_ema True takes them" in caplog.text
