@@ -24,6 +24,7 @@ BENCHMARKS = {
 
 def main() -> None:
     from src.config import config_from_command_line
+    from src.trainers.paths import check_output_file
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -33,6 +34,8 @@ def main() -> None:
             importlib.import_module(module).add_arguments(command)
     arguments, others = parser.parse_known_args()
     config, _ = config_from_command_line(others, BENCHMARKS[arguments.command][1])
+    if config.run.json is not None:
+        check_output_file("json", config.run.json)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     importlib.import_module(BENCHMARKS[arguments.command][0]).run(config, arguments)
 

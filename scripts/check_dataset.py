@@ -18,6 +18,7 @@ def main() -> int:
     from src.data.inspection import find_unreadable
     from src.data.layout import find_layout
 
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text, and is still to be told
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_url", required=True, help="folder with train/ and val/, or MindRecord files")
     parser.add_argument("--splits", nargs="+", default=["train", "val"], choices=["train", "val"])

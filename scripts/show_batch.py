@@ -31,7 +31,11 @@ def main() -> None:
     if arguments.epoch < 0 or not 0 <= arguments.step < data.steps_per_epoch:
         raise UserError(f"step: {arguments.step} of epoch {arguments.epoch}; an epoch has {data.steps_per_epoch} steps")
     images, targets, _ = data.batches.load(arguments.epoch, arguments.step)
-    contact_sheet(images, targets, layout.class_names, config.data).save(arguments.output)
+    sheet = contact_sheet(images, targets, layout.class_names, config.data)
+    try:
+        sheet.save(arguments.output)
+    except (ValueError, OSError) as error:  # a kind of picture that Pillow does not know; no such folder
+        raise UserError(f"output: {arguments.output} cannot be written ({error}); give e.g. batch.png") from None
     print(f"{len(images)} images of epoch {arguments.epoch}, step {arguments.step}: {arguments.output}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -14,10 +15,11 @@ import numpy as np
 
 from src.config.schema import Config
 from src.data import TrainData, check_data
-from src.data.decode import decode_rgb
+from src.data.decode import UnreadableImage, decode_rgb
 from src.data.engine import iterate
 from src.data.layout import DataLayout
 from src.data.pipeline import TrainPipeline
+from src.data.sources import ImageSource
 from src.errors import UserError
 
 logger = logging.getLogger("focal")
@@ -64,7 +66,7 @@ def measure_stages(config: Config, layout: DataLayout, count: int) -> dict[str, 
     )
     batch = config.data.batch_size
     count = -(-count // batch) * batch
-    files = [source.read(index % len(source)) for index in range(count)]
+    files = readable_files(source, count)
     rngs = [pipeline.sample_rng(0, index) for index in range(count)]
     images: list[Any] = [None] * count
     pixels = np.zeros((batch, 3, *config.model.image_hw), dtype=np.float32)
@@ -86,6 +88,25 @@ def measure_stages(config: Config, layout: DataLayout, count: int) -> dict[str, 
     stages: tuple[Callable[[int], None], ...] = (decode_crop, augment, normalize_erase, mix)
     names = ("decode+crop", "augment", "normalise+erase", "batch+mix")
     return {name: count / _seconds(stage, count) for name, stage in zip(names, stages)}
+
+
+def readable_files(source: ImageSource, count: int) -> list[bytes]:
+    """`count` image files from the first on, over and over; those that cannot be read are passed over, as in training.
+
+    Raises:
+        UserError: none can be read.
+    """
+    files: list[bytes] = []
+    for index in range(len(source)):
+        if len(files) == count:
+            break
+        with contextlib.suppress(UnreadableImage):
+            data = source.read(index)
+            decode_rgb(data)
+            files.append(data)
+    if not files:
+        raise UserError("data_url: none of the training images can be read; see scripts/check_dataset.py")
+    return [files[number % len(files)] for number in range(count)]
 
 
 def _seconds(function: Callable[[int], None], count: int) -> float:

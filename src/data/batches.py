@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Callable, Optional
+
 import numpy as np
 from PIL import Image
 
@@ -99,12 +101,14 @@ class TrainWindow:
     """Batches `first` .. `first` + `count` - 1, numbered on through the epochs, as the engine wants them.
 
     Args:
-        report: two more arrays per batch: `unreadable` of `TrainBatches.load`, and int64 (1,): 1 where the batch could
-            not be made. Without, that raises; but what a worker raises comes out of the engine as its own error, with
-            a page of text.
+        report: takes the `unreadable` of `TrainBatches.load`, in the worker. None: two more arrays per batch instead:
+            those numbers, and int64 (1,): 1 where the batch could not be made. With a function that raises; and what a
+            worker raises comes out of the engine as its own error, with a page of text.
     """
 
-    def __init__(self, batches: TrainBatches, first: int, count: int, report: bool) -> None:
+    def __init__(
+        self, batches: TrainBatches, first: int, count: int, report: Optional[Callable[[np.ndarray], None]]
+    ) -> None:
         self._batches = batches
         self._first = first
         self._count = count
@@ -115,8 +119,10 @@ class TrainWindow:
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, ...]:
         epoch, step = divmod(self._first + int(position), self._batches.steps)
-        if not self._report:
-            return self._batches.load(epoch, step)[:2]
+        if self._report is not None:
+            images, targets, unreadable = self._batches.load(epoch, step)
+            self._report(unreadable)
+            return images, targets
         try:
             return (*self._batches.load(epoch, step), np.zeros(1, dtype=np.int64))
         except UserError:

@@ -30,7 +30,8 @@ class TrainData:
         num_images: of the whole split, all ranks together.
         steps_per_epoch: batches per rank and epoch; images that do not fill a batch on every rank wait for an epoch
             that puts them elsewhere.
-        unreadable: path -> how often another image took its place, so far.
+        unreadable: path -> how often another image took its place, so far. In sink mode with `worker_processes` only
+            the log knows: nothing but images and targets comes back from the workers.
 
     Args:
         config: the sections model, data, augment and run.seed are read.
@@ -46,6 +47,7 @@ class TrainData:
         self.class_names = layout.class_names
         self.num_images = len(layout.train)
         self.unreadable: dict[str, int] = {}
+        self._counted = 0
         self._source = layout.train
         self._data = config.data
         pipeline = TrainPipeline(
@@ -55,9 +57,11 @@ class TrainData:
         self.batches = TrainBatches(layout.train, pipeline, config.run.seed, batch, rank, world_size)
         self.steps_per_epoch = self.batches.steps
         if not self.steps_per_epoch:
+            most = self.num_images // world_size
+            way_out = f"set it to at most {most}" if most else f"use at most {self.num_images} devices"
             raise UserError(
                 f"batch_size: {batch} on {world_size} device(s) is more than the {self.num_images} training images;"
-                f" set it to at most {self.num_images // world_size}"
+                f" {way_out}"
             )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -93,7 +97,7 @@ class TrainData:
 
     def _make_dataset(self, epoch: int, first_step: int, count: int, columns: list[str]) -> Any:
         first = epoch * self.steps_per_epoch + first_step
-        window = TrainWindow(self.batches, first, count, report=len(columns) > 2)
+        window = TrainWindow(self.batches, first, count, report=None if len(columns) > 2 else self._report)
         return make_dataset(window, columns, self._data.num_parallel_workers, self._data.worker_processes)
 
     def _report(self, unreadable: np.ndarray) -> None:
@@ -102,6 +106,12 @@ class TrainData:
             if path not in self.unreadable and len(self.unreadable) < _NAMED_IN_LOG:
                 logger.warning("unreadable training image, another takes its place: %s", path)
             self.unreadable[path] = self.unreadable.get(path, 0) + 1
+
+    def take_replaced(self) -> int:
+        """How many times another image took the place of an unreadable one since the last call."""
+        total = sum(list(self.unreadable.values()))  # a copy: in sink mode workers may add to it meanwhile
+        replaced, self._counted = total - self._counted, total
+        return replaced
 
 
 class EvalData:

@@ -49,6 +49,8 @@ def setup_logging(device_or_rank: Union[Device, int], folder: Optional[str] = No
         handler.close()
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    if hasattr(sys.stdout, "reconfigure"):  # a file name may hold what the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     prefix = "" if rank == 0 else f"[rank {rank}] "
@@ -56,7 +58,7 @@ def setup_logging(device_or_rank: Union[Device, int], folder: Optional[str] = No
     logger.addHandler(terminal)
     if folder is not None:
         log_folder = make_log_folder(folder)
-        file = logging.FileHandler(log_folder / f"rank_{rank}.log", encoding="utf-8")
+        file = logging.FileHandler(log_folder / f"rank_{rank}.log", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s"))
         logger.addHandler(file)
     return logger

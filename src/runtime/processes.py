@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
-_FRAMEWORK_NOTE = re.compile(r"^\[INFO\] DISTRIBUTED\(.*\n?", re.MULTILINE)
+_FRAMEWORK_NOTE = re.compile(rb"^\[INFO\] DISTRIBUTED\(.*\n?", re.MULTILINE)
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None  # loaded before any fork
 
 
@@ -41,7 +41,9 @@ def end_groups(processes: Sequence[subprocess.Popen], timeout: float = 10.0) -> 
 class Follower:
     """Copies what is appended to a file to the terminal, except MindSpore's notes on its connections.
 
-    Those are written whatever GLOG_v says, and stay in the file.
+    Those are written whatever GLOG_v says, and stay in the file. Bytes are copied as they are, whatever encoding the
+    terminal has. A terminal that is gone (a closed ssh session, a reader of a pipe that has ended) is written to no
+    longer; the file goes on.
     """
 
     def __init__(self, path: Path, start: int) -> None:
@@ -57,10 +59,21 @@ class Follower:
         if tail.startswith(b"[") and not to_the_end:
             new = head + newline
         self.position += len(new)
-        text = _FRAMEWORK_NOTE.sub("", new.decode("utf-8", "replace"))
-        if text:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        new = _FRAMEWORK_NOTE.sub(b"", new)
+        if new:
+            try:
+                sys.stdout.buffer.write(new)
+                sys.stdout.flush()
+            except OSError:
+                _leave_stdout()
+
+
+def _leave_stdout() -> None:
+    """Have what is written to stdout go nowhere, also what is still in its buffer and comes at the end."""
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def last_lines(path: Path, start: int, count: int) -> list[str]:
@@ -68,5 +81,5 @@ def last_lines(path: Path, start: int, count: int) -> list[str]:
     with open(path, "rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(start, size - 65536))
-        text = _FRAMEWORK_NOTE.sub("", stream.read().decode("utf-8", "replace"))
+        text = _FRAMEWORK_NOTE.sub(b"", stream.read()).decode("utf-8", "replace")
     return [line for line in text.splitlines() if line.strip()][-count:]

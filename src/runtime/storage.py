@@ -14,9 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Callable, Optional
 
+import numpy as np
+
 from src.config.schema import Config
 from src.errors import UserError
-from src.runtime.device import Device
+from src.runtime.device import Device, all_reduce_sum
 from src.runtime.once import job_token, once_per_machine
 from src.runtime.upload import Uploader
 
@@ -171,7 +173,18 @@ class Storage:
         if self._token is None:
             self._token = job_token(self.device)
         self._rounds += 1  # the same on all ranks, which ask for the same things in the same order
-        once_per_machine(self.device, what, work, f"{self._token}-{self._rounds}", COPY_TIMEOUT)
+        failure: Optional[Exception] = None
+        try:
+            once_per_machine(self.device, what, work, f"{self._token}-{self._rounds}", COPY_TIMEOUT)
+        except Exception as error:
+            failure = error
+        # Servers may need hours more than others: who is done waits here for all, and learns here who failed.
+        if self.device.world_size > self.device.local_size:
+            failures = all_reduce_sum(np.array([failure is not None], np.float32), COPY_TIMEOUT)[0]
+            if failures and failure is None:
+                raise UserError(f"{what}: could not be brought to another server; see the logs there")
+        if failure is not None:
+            raise failure
 
     def _find_data(self) -> str:
         return self.config.data.data_url

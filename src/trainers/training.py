@@ -204,6 +204,7 @@ class Training:
         figures = self.epoch.take()
         progress, run, epochs = self.progress, self.config.run, self.config.optim.epochs
         progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
+        self._report_unreadable()
         results = ""
         last = progress.epoch == epochs
         if last or progress.epoch % run.eval_every == 0:
@@ -215,6 +216,12 @@ class Training:
             self._save()
         self.line.restart_clock()
         self.epoch.restart_clock()
+
+    def _report_unreadable(self) -> None:
+        """Say how many images of the epoch other ones had to stand in for, on all ranks together."""
+        replaced = int(all_reduce_sum(np.array([self.train_data.take_replaced()], np.float32))[0])
+        if replaced and self.device.is_main:
+            logger.warning("%d training images of this epoch were unreadable; others took their places", replaced)
 
     def _time_left(self, figures: dict[str, Any]) -> str:
         if not figures["images_per_second"]:

@@ -202,6 +202,19 @@ def test_unreadable_training_images_are_replaced_and_reported(
     again = [images.copy() for images, _ in data.epoch(0)]
     assert sum(data.unreadable.values()) == 2 * counts
     assert all((one == other).all() for one, other in zip(first, again))
+    assert (data.take_replaced(), data.take_replaced()) == (2 * counts, 0)
+
+
+def test_unreadable_training_images_are_reported_in_sink_mode_too(
+    damaged: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config()
+    expected, data = (TrainData(config, check_data(config, str(damaged))) for _ in range(2))
+    list(expected.epoch(0))
+    with caplog.at_level(logging.WARNING, "focal"):
+        batches = list(data.dataset(0).create_tuple_iterator(num_epochs=1, output_numpy=True))
+    assert len(batches) == 6 and len(batches[0]) == 2  # images and targets alone go to the device
+    assert data.unreadable == expected.unreadable and all(path in caplog.text for path in data.unreadable)
 
 
 @pytest.mark.parametrize("processes", (False, True))
@@ -235,7 +248,7 @@ def _script(name: str, *arguments: str, cwd: Optional[Path] = None) -> subproces
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_check_dataset_names_bad_files(damaged: Path, folder: Path) -> None:
+def test_check_dataset_names_bad_files(damaged: Path, folder: Path, tmp_path: Path) -> None:
     found = _script("check_dataset.py", "--data_url", str(damaged), "--workers", "2")
     assert found.returncode == 1
     for name in ("train/a/00.jpg", "train/b/03.jpg", "train/a/10.jpg", "val/a/02.jpg", "val/b/05.jpg"):
@@ -243,6 +256,10 @@ def test_check_dataset_names_bad_files(damaged: Path, folder: Path) -> None:
     assert "train: 26 images, 2 classes, 3 unreadable" in found.stdout
     clean = _script("check_dataset.py", "--data_url", str(folder), "--splits", "val")
     assert clean.returncode == 0 and clean.stdout == "val: 13 images, 2 classes, 0 unreadable\n"
+    strange = Path(shutil.copytree(folder, tmp_path / "strange")) / "val" / "a" / os.fsdecode(b"\xff.jpg")
+    strange.write_bytes(b"no image")
+    found = _script("check_dataset.py", "--data_url", str(tmp_path / "strange"), "--splits", "val")
+    assert "val/a/\\udcff.jpg (" in found.stdout and "val: 14 images, 2 classes, 1 unreadable" in found.stdout
     missing = _script("check_dataset.py", "--data_url", str(folder / "nowhere"))
     assert missing.returncode == 2 and missing.stderr.startswith("error: data_url") and missing.stderr.count("\n") == 1
 
@@ -257,10 +274,15 @@ def test_show_batch_saves_a_picture(folder: Path, tmp_path: Path) -> None:
     assert (sheet[98:, 204:] == 255).all() and len(np.unique(sheet[:64, :64])) > 50
     wrong = _script("show_batch.py", *keys, "--batch_size", "10", "--step", "2", cwd=tmp_path)
     assert wrong.returncode == 2 and "an epoch has" in wrong.stderr
+    for output in ("sheet", "nowhere/sheet.png"):
+        wrong = _script("show_batch.py", *keys, "--batch_size", "10", "--output", output, cwd=tmp_path)
+        assert wrong.returncode == 2 and wrong.stderr.startswith(f"error: output: {output} cannot be written")
 
 
-def test_benchmark_writes_json(folder: Path, tmp_path: Path) -> None:
+def test_benchmark_writes_json_also_of_data_with_unreadable_images(damaged: Path, tmp_path: Path) -> None:
     import json
+
+    folder = damaged  # its first image is unreadable
 
     keys = ["--data_url", str(folder), "--num_classes", "2", "--image_size", "32", "--batch_size", "4"]
     keys += ["--num_parallel_workers", "2", "--device_target", "CPU", "--json", "speed.json"]

@@ -157,6 +157,7 @@ class PoisonedData:
     def __init__(self, data, from_update):
         self.data, self.from_update, self.count = data, from_update, 0
         self.steps_per_epoch = data.steps_per_epoch
+        self.take_replaced = data.take_replaced
 
     def epoch(self, epoch, first_step=0):
         for images, targets in self.data.epoch(epoch, first_step):

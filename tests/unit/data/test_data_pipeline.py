@@ -130,3 +130,5 @@ def test_too_few_images_for_a_batch_on_every_rank(image_folder: Path, make_confi
     layout = check_data(make_config(), str(image_folder))
     with pytest.raises(UserError, match="at most 2"):
         TrainData(make_config(), layout, rank=0, world_size=8)
+    with pytest.raises(UserError, match="use at most 22 devices"):
+        TrainData(make_config(), layout, rank=0, world_size=23)

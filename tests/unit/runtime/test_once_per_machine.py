@@ -113,10 +113,11 @@ def test_a_worker_that_dies_is_noticed(markers: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_slow_worker_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(once, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(once, "SILENCE_SECONDS", 2.0)
+    monkeypatch.setattr(once, "HEARTBEAT_SECONDS", 0.1)
     thread, outcome = wait_in_thread("a")
-    once_per_machine(WORKER, "data", lambda: time.sleep(1.5), "a", 30.0)  # three times the allowed silence
-    thread.join(5)
+    once_per_machine(WORKER, "data", lambda: time.sleep(3.0), "a", 30.0)  # more than the allowed silence
+    thread.join(30)
     assert outcome == ["done"]
 
 

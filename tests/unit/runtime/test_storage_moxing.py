@@ -175,6 +175,36 @@ def test_a_killed_copy_is_not_taken_for_complete(tmp_path: Path, bucket: FakeFil
     assert names(folder) - {RECORD} == names(bucket.root / "bucket" / "digits") and len(bucket.calls) == 2
 
 
+def other_server(failures: float, asked: list) -> Any:
+    """Stands in for the sum over ranks: what this one says, and `failures` of another server."""
+
+    def all_reduce_sum(values: Any, timeout: float) -> Any:
+        asked.append((values.tolist(), timeout))
+        return values + failures
+
+    return all_reduce_sum
+
+
+@pytest.mark.parametrize(("url", "own_failure"), [("obs://bucket/digits", 0.0), ("obs://bucket/gone", 1.0)])
+@pytest.mark.parametrize("failures", [0.0, 1.0])
+def test_servers_wait_for_each_other_and_fail_together(
+    tmp_path: Path, bucket: FakeFile, monkeypatch: pytest.MonkeyPatch, url: str, own_failure: float, failures: float
+) -> None:
+    asked: list = []
+    monkeypatch.setattr("src.runtime.storage.all_reduce_sum", other_server(failures, asked))
+    monkeypatch.setattr("src.runtime.storage.job_token", lambda device: "job")
+    place = storage(tmp_path, device=Device(rank=0, world_size=2, local_rank=0, local_size=1), data_url=url)
+    if own_failure:
+        with pytest.raises(UserError, match="obs://bucket/gone"):
+            place.data_folder()
+    elif failures:
+        with pytest.raises(UserError, match="data: could not be brought to another server; see the logs there"):
+            place.data_folder()
+    else:
+        place.data_folder()
+    assert asked == [([own_failure], 12 * 3600.0)]  # as long as a copy may take, not as long as a step may
+
+
 # ---- flags
 
 

@@ -48,6 +48,9 @@ def run(make_config, tmp_path, monkeypatch):
         class Data:
             steps_per_epoch = STEPS_PER_EPOCH
 
+            def take_replaced(self):
+                return 0
+
             def epoch(self, epoch, first):
                 yield from ((np.zeros(1, np.float32),) * 2 for _ in range(first, STEPS_PER_EPOCH))
 
