@@ -93,7 +93,7 @@ class Training:
         self.watch = ProgressWatch(config.run.step_timeout if device.world_size > 1 else 0.0, device.rank)
         self.evaluation_seconds = 0.0
         self.first_update = True  # of this process: it compiles
-        self.compiled = False
+        self.compiled = config.run.graph_mode == 1  # PyNative compiles nothing
         self.saved_update = -1  # the latest that last.ckpt has, of those saved by this process
         self.started = time.time()
 

@@ -25,7 +25,7 @@ from src.trainers.setup import build_network, build_train_step
 from src.trainers.train_state import Progress
 from src.trainers.training import Outputs, Training
 from tests.integration.jobs import REPOSITORY, job
-from tests.integration.train_jobs import command, make_workplace, records
+from tests.integration.train_jobs import command, losses, make_workplace, records
 
 
 @pytest.fixture
@@ -103,6 +103,11 @@ def test_train_evaluate_and_fine_tune(tmp_path):
             assert figures[name] == pytest.approx(expected[prefix + name], rel=1e-5), (use_ema, name)
     assert expected["top5"] == 100, "four classes: all within five"
     assert records(output, "val")[-1]["images"] == 13
+
+    with job(command(config, tmp_path / "pynative", graph_mode=1, max_steps=2), tmp_path / "pynative.log") as run:
+        assert run.wait(300) == 0, run.output
+        assert "compiled" not in run.output.replace("compilation included", "")
+    assert losses(tmp_path / "pynative") == pytest.approx(losses(output)[:2], rel=1e-6)
 
     for number in range(10):  # a fifth class, for a head of another shape
         source = next((tmp_path / "data" / "train" / "0").iterdir())
