@@ -208,6 +208,8 @@ def _check_arch_flag(flags: dict[str, Any], yaml_keys: dict[str, Any], path: str
     if arch not in PAPER_TOP1 or yaml_keys.get("arch", arch) == arch:
         return
     for name, implied in arch_defaults(arch, {}).items():
+        if name in ("drop_path_rate", "image_size"):  # part of a recipe, which fits many networks
+            continue
         _, field, hint = _fields()[name]
         if name in yaml_keys and name not in flags and coerce(field, hint, yaml_keys[name]) != implied:
             raise ConfigError(

@@ -7,6 +7,7 @@ Workers (engine.py) go through an explicit sequence of batch numbers; what a bat
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import Any, Iterator
 
 import numpy as np
@@ -30,8 +31,6 @@ class TrainData:
         num_images: of the whole split, all ranks together.
         steps_per_epoch: batches per rank and epoch; images that do not fill a batch on every rank wait for an epoch
             that puts them elsewhere.
-        unreadable: path -> how often another image took its place, so far. In sink mode with `worker_processes` only
-            the log knows: nothing but images and targets comes back from the workers.
 
     Args:
         config: the sections model, data, augment and run.seed are read.
@@ -46,7 +45,8 @@ class TrainData:
         assert layout.train is not None, "check_data was not asked for train"
         self.class_names = layout.class_names
         self.num_images = len(layout.train)
-        self.unreadable: dict[str, int] = {}
+        self._replaced: list[int] = []  # only ever appended to, which several workers may do at once
+        self._told: set[int] = set()
         self._counted = 0
         self._source = layout.train
         self._data = config.data
@@ -102,16 +102,23 @@ class TrainData:
 
     def _report(self, unreadable: np.ndarray) -> None:
         for index in unreadable[unreadable >= 0].tolist():
-            path = self._source.name(index)
-            if path not in self.unreadable and len(self.unreadable) < _NAMED_IN_LOG:
-                logger.warning("unreadable training image, another takes its place: %s", path)
-            self.unreadable[path] = self.unreadable.get(path, 0) + 1
+            self._replaced.append(index)
+            if index not in self._told and len(self._told) < _NAMED_IN_LOG:
+                self._told.add(index)
+                logger.warning("unreadable training image, another takes its place: %s", self._source.name(index))
+
+    @property
+    def unreadable(self) -> dict[str, int]:
+        """Path -> how often another image took its place, so far.
+
+        In sink mode with `worker_processes` only the log knows: nothing but images and targets comes back.
+        """
+        return dict(Counter(self._source.name(index) for index in list(self._replaced)))
 
     def take_replaced(self) -> int:
         """How many times another image took the place of an unreadable one since the last call."""
-        total = sum(list(self.unreadable.values()))  # a copy: in sink mode workers may add to it meanwhile
-        replaced, self._counted = total - self._counted, total
-        return replaced
+        before, self._counted = self._counted, len(self._replaced)
+        return self._counted - before
 
 
 class EvalData:

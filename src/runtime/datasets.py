@@ -85,11 +85,12 @@ def unpack_archives(source: Path, target: Path, remove: bool = False) -> bool:
             data.tar and data.zip.
     """
     archives = sorted(entry for entry in source.iterdir() if entry.is_file() and archive_stem(entry.name))
-    stems = [archive_stem(archive.name) for archive in archives]
-    for first, second in zip(archives, archives[1:]):
-        if archive_stem(first.name) == archive_stem(second.name):
-            raise UserError(f"{first} and {second} would be unpacked to the same folder; rename or remove one of them")
-    for archive, stem in zip(archives, stems):
+    by_stem: dict[str, Path] = {}
+    for archive in archives:
+        other = by_stem.setdefault(archive_stem(archive.name), archive)
+        if other != archive:
+            raise UserError(f"{other} and {archive} would be unpacked to the same folder; rename or remove one of them")
+    for stem, archive in by_stem.items():
         folder, record = target / stem, target / f".{stem}.unpacked"
         status = archive.stat()
         identity = {"archive": archive.name, "bytes": status.st_size, "modified": status.st_mtime_ns}
@@ -110,15 +111,18 @@ def _unpack(archive: Path, folder: Path, record: Path, identity: str) -> None:
     """Unpack beside `folder`, write `record`, and put the result in the place of what `folder` was."""
     from src.data.archive import unpack_archive
 
-    draft = folder.with_name(folder.name + _DRAFT)
+    draft, former = folder.with_name(folder.name + _DRAFT), folder.with_name(folder.name + ".former" + _DRAFT)
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         unpack_archive(archive, draft)
-        record.write_text(identity, encoding="utf-8")
         if folder.exists():
-            shutil.rmtree(folder)
+            shutil.rmtree(former, ignore_errors=True)
+            folder.rename(former)
+        # Only while there is no folder: whenever this ends, what the record says is there, or nothing is.
+        record.write_text(identity, encoding="utf-8")
         draft.rename(folder)
+        shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot unpack {archive} to {folder} ({error.strerror or error}); see --cache_dir") from None
     finally:

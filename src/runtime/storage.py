@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ from src.runtime.upload import Uploader
 logger = logging.getLogger("focal")
 
 COPY_TIMEOUT = 12 * 3600.0  # seconds that a rank waits for the data: ImageNet as single files can take hours
+PULSE_SECONDS = 2.0  # between two words of the servers to each other while data are copied
 LOCAL, MOXING, C2NET = "local", "moxing", "c2net"
 
 
@@ -173,18 +175,15 @@ class Storage:
         if self._token is None:
             self._token = job_token(self.device)
         self._rounds += 1  # the same on all ranks, which ask for the same things in the same order
-        failure: Optional[Exception] = None
-        try:
-            once_per_machine(self.device, what, work, f"{self._token}-{self._rounds}", COPY_TIMEOUT)
-        except Exception as error:
-            failure = error
-        # Servers may need hours more than others: who is done waits here for all, and learns here who failed.
-        if self.device.world_size > self.device.local_size:
-            failures = all_reduce_sum(np.array([failure is not None], np.float32), COPY_TIMEOUT)[0]
-            if failures and failure is None:
-                raise UserError(f"{what}: could not be brought to another server; see the logs there")
-        if failure is not None:
-            raise failure
+        token = f"{self._token}-{self._rounds}"
+
+        def here() -> None:
+            once_per_machine(self.device, what, work, token, COPY_TIMEOUT)
+
+        if self.device.world_size == self.device.local_size:
+            here()
+        else:
+            on_all_servers(self.device, what, here)
 
     def _find_data(self) -> str:
         return self.config.data.data_url
@@ -196,6 +195,39 @@ class Storage:
     def _send(self) -> None:
         """Take what is new in `output_folder` to the platform's storage; may raise, and is then called again."""
         raise NotImplementedError
+
+
+def on_all_servers(device: Device, what: str, work: Callable[[], None]) -> None:
+    """Run `work` in every rank; return in each when all are done, or raise as soon as one has failed.
+
+    One server may need hours more than another, and no collective call may last that long: the ranks work in a thread,
+    and tell each other every few seconds how far they are.
+
+    Raises:
+        UserError: it failed elsewhere.
+        Exception: that of `work`, if it failed here.
+    """
+    outcome: list[Optional[Exception]] = []
+
+    def run() -> None:
+        try:
+            work()
+            outcome.append(None)
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name=what, daemon=True)
+    thread.start()
+    while True:
+        thread.join(PULSE_SECONDS)
+        mine = list(outcome)
+        done, failures = all_reduce_sum(np.array([bool(mine), mine not in ([], [None])], np.float32))
+        if mine and mine[0] is not None:
+            raise mine[0]
+        if failures:
+            raise UserError(f"{what}: could not be brought to another server; see the logs there")
+        if done == device.world_size:
+            return
 
 
 def open_storage(config: Config, device: Device, unknown_arguments: Sequence[str] = ()) -> Storage:

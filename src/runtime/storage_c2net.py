@@ -112,9 +112,11 @@ class C2netStorage(Storage):
             unpack_archives(folder, unpacked)
 
     def _is_prepared(self, folder: Path) -> bool:
+        if not (folder / CACHE_MARK).exists():  # c2net makes the folder, too
+            return False
         with contextlib.suppress(UserError):
             self._check_prepared(folder)
-            return (folder / CACHE_MARK).exists()
+            return True
         return False
 
     def _check_prepared(self, folder: Path) -> None:

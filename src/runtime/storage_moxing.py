@@ -27,6 +27,7 @@ from src.runtime.upload import with_retries
 logger = logging.getLogger("focal")
 
 RECORD = ".focal_data.json"  # in the data folder: which sources we copy there, and whether all of it has arrived
+_DRAFTS = ("next.ckpt", "next.partial.ckpt")  # a checkpoint that is being written
 PREMOUNTED = ("sfs/data/imagenet", "dataset", "data")  # in cache_dir: where platforms mount data
 
 
@@ -169,6 +170,8 @@ class MoxingStorage(Storage):
 
         The best checkpoints and the records come too: what this job sends there would otherwise replace them.
         """
+        if not self.device.is_main:  # on other servers nobody reads them, and they would be sent back, old as they are
+            return
         url, output = self.config.run.train_url.rstrip("/"), Path(self.output_folder)
         if (output / "checkpoints").is_dir() and any((output / "checkpoints").iterdir()):
             return
@@ -320,11 +323,11 @@ class ResultSender:
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of every file in `folder`, by relative path; drafts (.tmp) are left out."""
+    """Size and time of change of every file in `folder`, by relative path; drafts are left out."""
     files: dict[str, tuple[int, int]] = {}
     for path in folder.rglob("*"):
         try:
-            if path.suffix != ".tmp" and path.is_file():
+            if path.suffix != ".tmp" and path.name not in _DRAFTS and path.is_file():
                 status = path.stat()
                 files[path.relative_to(folder).as_posix()] = (status.st_size, status.st_mtime_ns)
         except OSError:  # removed while we look

@@ -138,20 +138,23 @@ class MetricsFiles:
         output_folder: gets metrics.jsonl.
         tensorboard_folder: gets the event files.
         epoch: records from later in the training are dropped, since that part is about to be done again.
-        update: number of the last update before.
     """
 
-    def __init__(self, output_folder: str, tensorboard_folder: str, epoch: float = 0.0, update: int = 0) -> None:
+    def __init__(self, output_folder: str, tensorboard_folder: str, epoch: float = 0.0) -> None:
         self.path = Path(output_folder) / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # By epoch: with another number of devices, updates are counted anew.
-        kept = [line for line in _whole_lines(self.path) if json.loads(line)["epoch"] <= epoch + 1e-6]
+        lines = _whole_lines(self.path)
+        kept = [line for line in lines if json.loads(line)["epoch"] <= epoch + 1e-6]
         fresh = self.path.with_suffix(".new")
         fresh.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(fresh, self.path)  # a crash here loses neither version
         self._cut_off = False  # whether the last record could not be written in whole
-        renumbered = any(json.loads(line)["update"] > update for line in kept)
-        self._events = Events.open(tensorboard_folder, None if renumbered or not update else update + 1)
+        dropped = [json.loads(line)["update"] for line in lines if line not in kept]
+        purge = min(dropped, default=None)
+        if purge is not None and any(json.loads(line)["update"] >= purge for line in kept):
+            purge = None  # updates were counted anew before: TensorBoard would hide what stays
+        self._events = Events.open(tensorboard_folder, purge)
 
     def write(self, kind: str, update: int, epoch: float, values: dict[str, Any]) -> None:
         """Add one record; `values` that are numbers also go to TensorBoard as `<kind>/<name>`."""

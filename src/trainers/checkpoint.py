@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -28,6 +30,9 @@ META = "focal.meta"
 META_FORMAT = 1
 _OURS = ("ema.", "random_counter", "optimizer.step")  # entries that only files of our trainings have
 _CRC_MARK, _CRC_LENGTH = b"crc_num", 17  # how MindSpore ends a file that carries a checksum
+
+
+_BEST_NAME = re.compile(r"next\.ckpt|best(\.\d+|\.moving\d+)?\.ckpt")
 
 
 class CheckpointError(UserError):
@@ -211,36 +216,51 @@ class LastCheckpoints:
 
 
 class _Kept(NamedTuple):
-    """One of the best checkpoints: its score, and the update it was taken at (-1 if the file does not say)."""
+    """One of the best checkpoints: its score, and the place in the training it was taken at."""
 
     score: float
-    update: int
+    place: tuple[int, int]  # epoch and update; (-1, -1) if the file does not say
+
+    @classmethod
+    def of(cls, score: float, meta: dict[str, Any]) -> _Kept:
+        progress = meta.get("progress", {})
+        return cls(score, (int(progress.get("epoch", -1)), int(progress.get("update", -1))))
+
+    def is_same_place(self, other: _Kept) -> bool:
+        return self.place == other.place != (-1, -1)
 
 
 class BestCheckpoints:
     """The `keep` checkpoints of highest score: best.ckpt, best.1.ckpt, ... Scores are inside (`meta["score"]`).
 
-    An update that is offered again, by a training that was resumed from before it, replaces its earlier self.
+    A place in the training that is offered again, after a resume from before it, replaces its earlier self.
+
+    Args:
+        folder: for the files.
+        keep: how many.
+        training: `Progress.training`; files of another one (a cloud job brings what it finds) are renamed to
+            aside.ckpt, aside.1.ckpt, ... 0: not known.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, training: int = 0) -> None:
         self.folder = Path(folder)
         self.keep = keep
+        self._training = training
         self._kept: Optional[list[_Kept]] = None  # of the files on the disk, best first; None: not looked yet
 
     def offer(self, score: float, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> Optional[int]:
         """Keep these weights if they belong among the best; returns their rank, or None."""
-        offered = _Kept(score, int(meta.get("progress", {}).get("update", -1)))
-        kept = self._known()
-        again = [place for place, known in enumerate(kept) if known.update == offered.update != -1]
-        others = [known for place, known in enumerate(kept) if place not in again]
-        rank = sum(known.score >= score for known in others)
-        if rank >= self.keep:
-            return None
-        freed = again[0] if again else min(len(kept), self.keep - 1)  # the place whose file goes, or the next free one
+        offered = _Kept.of(score, meta)
         paths = [self.folder / name for name in ranked_names("best", self.keep)]
         fresh = self.folder / "next.ckpt"
         try:
+            kept = self._known()
+            again = next((rank for rank, known in enumerate(kept) if known.is_same_place(offered)), None)
+            others = [known for rank, known in enumerate(kept) if rank != again]
+            rank = sum(known.score >= score for known in others)
+            if rank >= self.keep:
+                return None
+            freed = again if again is not None else min(len(kept), self.keep - 1)  # where a file goes or is missing
             write_checkpoint(fresh, tensors, {**meta, "score": score})
             step = -1 if rank <= freed else 1
             for place in range(freed, rank, step):
@@ -259,27 +279,49 @@ class BestCheckpoints:
     def _known(self) -> list[_Kept]:
         """What the folder holds, best first; files that a crash left out of order are put in order."""
         if self._kept is None:
-            found = []
-            for path in [self.folder / "next.ckpt", *sorted(self.folder.glob("best*.ckpt"))]:
-                if not path.exists():
-                    continue
-                try:
-                    meta = read_checkpoint(path).meta or {}
-                except CheckpointError as error:
-                    logger.warning("%s; it is no longer among the best", error)
-                    continue
-                update = int(meta.get("progress", {}).get("update", -1))
-                found.append((_Kept(float(meta.get("score", -1.0)), update), path))
-            found.sort(key=lambda entry: -entry[0].score)  # of equal ones, next.ckpt is the newest and stays in front
-            self._put_in_order([path for _, path in found][: self.keep])
-            self._kept = [known for known, _ in found][: self.keep]
+            found = self._read()
+            self._put_in_order([path for _, path in found])
+            self._kept = [known for known, _ in found]
         return self._kept
+
+    def _read(self) -> list[tuple[_Kept, Path]]:
+        found: list[tuple[_Kept, Path]] = []
+        for path in self._files():
+            try:
+                meta = read_checkpoint(path).meta or {}
+            except CheckpointError as error:
+                logger.warning("%s; it is no longer among the best", error)
+                continue
+            known = _Kept.of(float(meta.get("score", -1.0)), meta)
+            if meta.get("progress", {}).get("training", 0) not in (0, self._training):
+                self._put_aside(path)
+            elif any(known.is_same_place(other) for other, _ in found):
+                path.unlink()  # next.ckpt is its later self
+            else:
+                found.append((known, path))
+        # next.ckpt comes first when read, as the newest, and last among equals: it does not displace them.
+        found.sort(key=lambda entry: (-entry[0].score, entry[1].name == "next.ckpt"))
+        return found[: self.keep]
+
+    def _files(self) -> list[Path]:
+        """The files of this series by exact name: the new one, those on the move, those in place."""
+        files = [path for path in self.folder.glob("*.ckpt") if _BEST_NAME.fullmatch(path.name)]
+        return sorted(files, key=lambda path: (path.name != "next.ckpt", len(path.name), path.name))
+
+    def _put_aside(self, path: Path) -> None:
+        number = 0
+        while (aside := self.folder / ranked_names("aside", number + 1)[number]).exists():
+            number += 1
+        os.replace(path, aside)
+        logger.warning("%s is of another training; it is now %s", path, aside.name)
 
     def _put_in_order(self, paths: list[Path]) -> None:
         wanted = [self.folder / name for name in ranked_names("best", len(paths))]
         if paths == wanted:
             return
-        waiting = [self.folder / f"best.moving{place}.ckpt" for place in range(len(paths))]
+        taken = [path.name for path in self._files()]
+        free = (name for number in itertools.count() if (name := f"best.moving{number}.ckpt") not in taken)
+        waiting = [self.folder / next(free) for _ in paths]
         for sources, targets in ((paths, waiting), (waiting, wanted)):
             for source, target in zip(sources, targets):
                 os.replace(source, target)

@@ -44,7 +44,10 @@ def check_output_file(key: str, path: str) -> None:
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+        was_there = Path(path).exists()
         Path(path).open("a").close()
+        if not was_there:
+            Path(path).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{key}: {path} cannot be written ({error.strerror or error})") from None
 

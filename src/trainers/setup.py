@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from pathlib import Path
 from typing import Any, Optional
 
@@ -78,15 +79,17 @@ def resume_state(
     progress = None
     if device.is_main:
         checkpoint = _find_checkpoint(config, output_folder)
-        own_checkpoints = (Path(output_folder) / "checkpoints").resolve()
-        if checkpoint is None or checkpoint.path.resolve().parent != own_checkpoints:
-            set_aside_earlier_results(output_folder)
         if checkpoint is not None:
             progress = restore(checkpoint, train_step, config, device.world_size, steps_per_epoch)
             logger.info(
                 "resumed from %s: epoch %d, step %d, update %d",
                 checkpoint.path, progress.epoch, progress.step_in_epoch, progress.update,
             )  # fmt: skip
+        own_checkpoints = (Path(output_folder) / "checkpoints").resolve()
+        if checkpoint is None or checkpoint.path.resolve().parent != own_checkpoints:
+            set_aside_earlier_results(output_folder)  # not before `restore` has accepted the checkpoint
+        if progress is None:
+            progress = Progress(training=1 + secrets.randbelow(2**24 - 1))
     return share_state(train_step, progress, device)
 
 
@@ -124,6 +127,7 @@ def open_outputs(config: Config, device: Device, progress: Progress, steps_per_e
         save_config(config, folder / "config.yaml")
         accumulation = config.step.accumulation_step
         epoch = progress.position(updates_per_epoch(steps_per_epoch, accumulation) * accumulation)
-        metrics = MetricsFiles(str(folder), storage.tensorboard_folder, epoch, progress.update)
+        metrics = MetricsFiles(str(folder), storage.tensorboard_folder, epoch)
     last = LastCheckpoints(folder / "checkpoints", run.keep_checkpoint_max)
-    return Outputs(metrics, last, BestCheckpoints(folder / "best", run.keep_best_max), storage.send_results)
+    best = BestCheckpoints(folder / "best", run.keep_best_max, progress.training)
+    return Outputs(metrics, last, best, storage.send_results)

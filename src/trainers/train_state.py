@@ -42,6 +42,7 @@ class Progress:
         update: optimizer updates done or skipped since the start.
         best_top1: highest top-1 in per cent so far, of raw or averaged weights.
         last_good_update: the latest finite update.
+        training: a random number that this training has and no other; 0: not known.
     """
 
     epoch: int = 0
@@ -49,6 +50,7 @@ class Progress:
     update: int = 0
     best_top1: float = -1.0
     last_good_update: int = 0
+    training: int = 0
 
     def position(self, micro_batches_per_epoch: int) -> float:
         """Epochs done, as a number with a fraction."""
@@ -142,10 +144,13 @@ def restore(
     images_before = saved["config"]["batch_size"] * saved["world_size"]
     steps_before = saved.get("steps_per_epoch", steps_per_epoch * now[0] // images_before)  # older files do not say
     before = (images_before, saved["config"]["accumulation_step"], steps_before)
+    whole_epoch = before[2] // before[1] * before[1]
+    if progress.step_in_epoch >= whole_epoch:  # stopped between its last update and what follows: by divergence
+        progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
     if before != now:
-        # Whole epochs are never resumed at their end, so the share done is less than 1, and an update is always left.
+        # The share that is done is less than 1, so an update is always left.
         updates_per_epoch = steps_per_epoch // accumulation
-        done = progress.step_in_epoch * updates_per_epoch // (before[2] // before[1] * before[1])
+        done = progress.step_in_epoch * updates_per_epoch // whole_epoch
         progress.step_in_epoch = done * accumulation
         progress.update = progress.epoch * updates_per_epoch + done
         logger.warning(

@@ -131,6 +131,9 @@ def test_arch_flag_beside_the_config_of_another_network_is_refused():
         from_flags("--config", small, "--arch", "focal_tiny_patch4_window7_224")
     from_flags("--config", small, "--arch", "focalv2_small_useconv_patch4_window7_224")
     from_flags("--config", small, "--arch", "focalv2_own")
+    recipe = str(CONFIG_FOLDER / "finetune_folder.yaml")  # a recipe for any of the networks
+    config, _ = from_flags("--config", recipe, "--arch", "focal_base_patch4_window7_224")
+    assert config.model.embed_dim == 128
 
 
 def test_arch_alone_names_its_config():

@@ -101,6 +101,35 @@ def test_another_archive_of_the_same_name_replaces_what_the_first_left(tmp_path:
     assert [path.name for path in (tmp_path / "cache" / "digits" / "train" / "cat").iterdir()] == ["2.jpg"]
 
 
+@pytest.mark.parametrize("renames", [1, 2])
+def test_a_kill_while_one_replaces_the_other_leaves_neither_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    source = tmp_path / "mounted"
+    source.mkdir()
+    made = make(tmp_path / "made")
+    shutil.make_archive(str(source / "digits"), "zip", made)
+    unpack_archives(source, tmp_path / "cache")
+    (made / "train" / "cat" / "1.jpg").rename(made / "train" / "cat" / "2.jpg")
+    shutil.make_archive(str(source / "digits"), "zip", made)
+    real, done = Path.rename, []
+
+    def rename(self: Path, target: Path) -> Path:
+        done.append(target)
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        patch.setattr("src.runtime.datasets.shutil.rmtree", lambda *arguments, **options: None)  # a kill leaves all
+        with pytest.raises(KeyboardInterrupt):
+            unpack_archives(source, tmp_path / "cache")
+    unpack_archives(source, tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache" / "digits" / "train" / "cat").iterdir()] == ["2.jpg"]
+    assert choose_dataset(tmp_path / "cache", "") == tmp_path / "cache" / "digits"
+
+
 def test_a_folder_of_the_users_beside_an_archive_stays_and_so_does_the_archive(tmp_path: Path) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "digits"), "zip", make(tmp_path / "made")))
     (tmp_path / "digits").mkdir()
@@ -112,6 +141,7 @@ def test_a_folder_of_the_users_beside_an_archive_stays_and_so_does_the_archive(t
 def test_two_archives_of_one_name_are_refused(tmp_path: Path) -> None:
     made = make(tmp_path / "made")
     archives = [Path(shutil.make_archive(str(tmp_path / "digits"), kind, made)) for kind in ("tar", "zip")]
+    archives += [Path(shutil.make_archive(str(tmp_path / "digits.v2"), "zip", made))]  # between them by name
     with pytest.raises(UserError, match="digits.tar and .*digits.zip would be unpacked to the same folder"):
         unpack_archives(tmp_path, tmp_path / "cache", remove=True)
     assert all(archive.exists() for archive in archives)

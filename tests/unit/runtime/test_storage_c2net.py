@@ -133,6 +133,15 @@ def test_an_archive_that_was_unpacked_in_part_is_unpacked_by_the_next_job(
     assert Path(storage(task).data_folder()) == task / "cache" / "data" / "digits"
 
 
+def test_c2net_makes_the_folder_of_the_data(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In MOXING mode there is none before."""
+    make_dataset(task / "made")
+    (task / "dataset").rmdir()
+    place = storage(task)
+    monkeypatch.setattr(place._context, "prepare", lambda: shutil.copytree(task / "made", task / "dataset"))
+    assert place.data_folder() == str(task / "dataset")
+
+
 def test_no_dataset_chosen(task: Path) -> None:
     with pytest.raises(UserError, match="dataset is empty: choose a dataset when creating the task"):
         storage(task).data_folder()

@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
@@ -175,34 +175,86 @@ def test_a_killed_copy_is_not_taken_for_complete(tmp_path: Path, bucket: FakeFil
     assert names(folder) - {RECORD} == names(bucket.root / "bucket" / "digits") and len(bucket.calls) == 2
 
 
-def other_server(failures: float, asked: list) -> Any:
-    """Stands in for the sum over ranks: what this one says, and `failures` of another server."""
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list]:
+    """Runs a function per server in threads, each with the sum over all of them; returns results or errors."""
 
-    def all_reduce_sum(values: Any, timeout: float) -> Any:
-        asked.append((values.tolist(), timeout))
-        return values + failures
+    def run(*works: Callable[[], Any]) -> list:
+        barrier, said, results = threading.Barrier(len(works)), {}, [None] * len(works)
 
-    return all_reduce_sum
+        def all_reduce_sum(values: Any) -> Any:
+            said[threading.current_thread().name] = values
+            barrier.wait(30)
+            total = sum(said.values())
+            barrier.wait(30)
+            return total
+
+        def serve(number: int) -> None:
+            try:
+                results[number] = works[number]()
+            except Exception as error:
+                results[number] = error
+
+        monkeypatch.setattr("src.runtime.storage.all_reduce_sum", all_reduce_sum)
+        monkeypatch.setattr("src.runtime.storage.job_token", lambda device: "job")
+        monkeypatch.setattr("src.runtime.storage.PULSE_SECONDS", 0.05)
+        threads = [threading.Thread(target=serve, args=(number,), name=str(number)) for number in range(len(works))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        return results
+
+    return run
 
 
-@pytest.mark.parametrize(("url", "own_failure"), [("obs://bucket/digits", 0.0), ("obs://bucket/gone", 1.0)])
-@pytest.mark.parametrize("failures", [0.0, 1.0])
-def test_servers_wait_for_each_other_and_fail_together(
-    tmp_path: Path, bucket: FakeFile, monkeypatch: pytest.MonkeyPatch, url: str, own_failure: float, failures: float
+def server(tmp_path: Path, rank: int, **keys: Any) -> Any:
+    return storage(tmp_path / f"server{rank}", device=Device(rank, 2, local_rank=0, local_size=1), **keys)
+
+
+def test_a_server_that_is_done_waits_for_one_that_is_not(tmp_path: Path, bucket: FakeFile, servers: Callable) -> None:
+    network = threading.Event()
+    bucket.failures = [lambda: network.wait(60)]  # the first copy is slow
+    both = [server(tmp_path, rank) for rank in range(2)]
+    threading.Timer(1.0, network.set).start()
+    found = servers(*(place.data_folder for place in both))
+    assert found == [str(tmp_path / f"server{rank}" / "cache" / "data") for rank in range(2)]
+
+
+def test_a_failed_copy_ends_the_wait_of_a_server_that_still_copies(
+    tmp_path: Path, bucket: FakeFile, servers: Callable
 ) -> None:
-    asked: list = []
-    monkeypatch.setattr("src.runtime.storage.all_reduce_sum", other_server(failures, asked))
-    monkeypatch.setattr("src.runtime.storage.job_token", lambda device: "job")
-    place = storage(tmp_path, device=Device(rank=0, world_size=2, local_rank=0, local_size=1), data_url=url)
-    if own_failure:
-        with pytest.raises(UserError, match="obs://bucket/gone"):
-            place.data_folder()
-    elif failures:
-        with pytest.raises(UserError, match="data: could not be brought to another server; see the logs there"):
-            place.data_folder()
-    else:
-        place.data_folder()
-    assert asked == [([own_failure], 12 * 3600.0)]  # as long as a copy may take, not as long as a step may
+    network = threading.Event()
+    fails, slow = server(tmp_path, 0, data_url="obs://bucket/gone"), server(tmp_path, 1)
+    real = bucket.copy_parallel
+
+    def copy_parallel(url: str, *arguments: Any, **options: Any) -> None:
+        if url.endswith("digits"):
+            network.wait(60)  # longer than this test takes
+        real(url, *arguments, **options)
+
+    bucket.copy_parallel = copy_parallel
+    failure, elsewhere = servers(fails.data_folder, slow.data_folder)
+    network.set()
+    assert "obs://bucket/gone" in str(failure)
+    assert str(elsewhere) == "data: could not be brought to another server; see the logs there"
+
+
+def test_only_the_server_of_rank_0_brings_earlier_results(tmp_path: Path, bucket: FakeFile, servers: Callable) -> None:
+    """Another would send them back at the end, over what server 0 has sent since."""
+    sent = bucket.root / "bucket" / "out" / "job1" / "checkpoints" / "last.ckpt"
+    sent.parent.mkdir(parents=True)
+    sent.write_bytes(b"epoch 10")
+    both = [server(tmp_path, rank, resume="auto") for rank in range(2)]
+    assert servers(*(place.resume for place in both)) == ["auto", "auto"]
+    here = Path(both[0].output_folder) / "checkpoints" / "last.ckpt"
+    assert here.read_bytes() == b"epoch 10" and not (Path(both[1].output_folder) / "checkpoints").exists()
+    here.write_bytes(b"epoch 300")
+    (Path(both[1].output_folder) / "log").mkdir(parents=True)
+    (Path(both[1].output_folder) / "log" / "rank_1.log").write_text("x")
+    for place in both:
+        place.close()
+    assert sent.read_bytes() == b"epoch 300" and (sent.parents[1] / "log" / "rank_1.log").exists()
 
 
 # ---- flags
@@ -287,6 +339,7 @@ def test_results_are_sent_and_stay_here(tmp_path: Path, bucket: FakeFile) -> Non
         (output / "checkpoints").mkdir(parents=True)
         (output / "checkpoints" / "last.ckpt").write_bytes(b"one")
         (output / "checkpoints" / "next.ckpt.tmp").write_bytes(b"half")
+        (output / "checkpoints" / "next.ckpt").write_bytes(b"being renamed")
         place.send_results()
         (output / "metrics.jsonl").write_text("{}\n")
     sent = bucket.root / "bucket" / "out" / "job1"

@@ -112,7 +112,7 @@ def test_resume_takes_back_what_came_after_the_checkpoint(tmp_path):
     files.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "upd')  # the crash
-    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 3 / 4, 3)
+    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 3 / 4)
     files.write("train", 4, 1.0, {"loss": 40.0})
     files.close()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -127,13 +127,16 @@ def test_resume_on_more_devices_keeps_the_records_of_before(tmp_path):
     for epoch in range(1, 10):
         files.write("train", 10 * epoch, float(epoch), {"loss": float(epoch)})
     files.close()
-    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 8.0, 40)
+    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 8.0)
     files.write("train", 45, 9.0, {"loss": 90.0})
     files.close()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["loss"] for record in records] == [1, 2, 3, 4, 5, 6, 7, 8, 90]
-    hidden = [event for event in all_events(tmp_path / "tensorboard") if event.HasField("session_log")]
-    assert not hidden  # TensorBoard would hide what came after update 41, epochs 5 to 8
+    hidden = [event.step for event in all_events(tmp_path / "tensorboard") if event.HasField("session_log")]
+    assert hidden == [90]  # and not what came after update 41, which is what epochs 5 to 8 look like now
+    MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 8.0).close()
+    hidden = [event.step for event in all_events(tmp_path / "tensorboard") if event.HasField("session_log")]
+    assert hidden == [90]  # update 45 cannot be hidden without 50 to 80, which stay
 
 
 def test_everything_is_on_the_disk_after_each_record(tmp_path):
@@ -161,7 +164,7 @@ for update in range(100):
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 files.write("train", 100, 1.0, {"loss": 7.0})
 files.close()
-again = MetricsFiles(sys.argv[1], sys.argv[1] + "/tensorboard", 1.0, 100)
+again = MetricsFiles(sys.argv[1], sys.argv[1] + "/tensorboard", 1.0)
 again.close()
 losses = [json.loads(line)["loss"] for line in (Path(sys.argv[1]) / "metrics.jsonl").read_text().splitlines()]
 print("went on", len(losses) > 5, set(losses[:-1]) == {1.0}, losses[-1])

@@ -221,7 +221,7 @@ def read_best(folder):
 
 
 def offer(best, score, number):
-    return best.offer(score, tensors(), {"number": number, "progress": {"update": number}})
+    return best.offer(score, tensors(), {"number": number, "progress": {"epoch": number, "update": 10 * number}})
 
 
 @pytest.mark.parametrize("again, expected", [(80.0, [80.0, 75.0]), (70.0, [75.0, 70.0]), (90.0, [90.0, 75.0])])
@@ -300,3 +300,88 @@ def test_damaged_metadata_is_one_error(tmp_path, text):
     ms.save_checkpoint([weight], str(path), append_dict={"focal.meta": text}, crc_check=True)
     with pytest.raises(CheckpointError, match="focal.meta"):
         read_checkpoint(path)
+
+
+def crash_at(monkeypatch, renames):
+    """os.replace that ends the process, so to speak, instead of doing its `renames`-th rename."""
+    real, done = os.replace, []
+
+    def replace(source, target):
+        done.append(target)
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(checkpoint_module.os, "replace", replace)
+
+
+@pytest.mark.parametrize("renames", range(1, 8))
+def test_a_crash_while_files_are_put_in_order_loses_none(tmp_path, monkeypatch, renames):
+    best = BestCheckpoints(tmp_path, keep=3)
+    for number in range(3):
+        offer(best, 80.0, number)
+    (tmp_path / "best.ckpt").rename(tmp_path / "next.ckpt")  # as after a crash between two renames
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        crash_at(patch, renames)
+        BestCheckpoints(tmp_path, keep=3)._known()
+    assert len(BestCheckpoints(tmp_path, keep=3)._known()) == 3
+    assert sorted(number for _, number in read_best(tmp_path)) == [0, 1, 2]
+    assert sorted(os.listdir(tmp_path)) == ["best.1.ckpt", "best.2.ckpt", "best.ckpt"]
+
+
+def test_equal_scores_keep_their_order_over_restarts(tmp_path):
+    best = BestCheckpoints(tmp_path, keep=12)
+    for number in range(12):
+        offer(best, 80.0, number)
+    for _ in range(2):
+        BestCheckpoints(tmp_path, keep=12)._known()
+        names = checkpoint_module.ranked_names("best", 12)
+        assert [read_checkpoint(tmp_path / name).meta["number"] for name in names] == list(range(12))
+
+
+def test_other_files_are_left_alone(tmp_path):
+    best = BestCheckpoints(tmp_path, keep=1)
+    offer(best, 80.0, 1)
+    for name in ("best_old.ckpt", "bestof.ckpt", "best.ckpt.ckpt"):
+        (tmp_path / name).write_bytes((tmp_path / "best.ckpt").read_bytes())
+    offer(best, 70.0, 2)
+    assert offer(BestCheckpoints(tmp_path, keep=1), 75.0, 3) is None
+    assert sorted(os.listdir(tmp_path)) == ["best.ckpt", "best.ckpt.ckpt", "best_old.ckpt", "bestof.ckpt"]
+    assert offer(BestCheckpoints(tmp_path, keep=1), 85.0, 3) == 0
+
+
+def test_an_equal_number_of_another_epoch_is_another_place(tmp_path):
+    """On twice the devices an epoch has half the updates: their numbers come again."""
+    best = BestCheckpoints(tmp_path, keep=1)
+    best.offer(85.0, tensors(), {"number": 1, "progress": {"epoch": 4, "update": 40}})
+    assert best.offer(60.0, tensors(), {"number": 2, "progress": {"epoch": 8, "update": 40}}) is None
+    assert read_best(tmp_path) == [(85.0, 1)]
+
+
+def test_two_files_of_one_place_are_one(tmp_path):
+    best = BestCheckpoints(tmp_path, keep=3)
+    for number, score in ((1, 70.0), (2, 72.0), (3, 75.0)):
+        offer(best, score, number)
+    (tmp_path / "best.ckpt").replace(tmp_path / "x")
+    other = tmp_path / "other"
+    offer(BestCheckpoints(other, keep=1), 71.0, 3)  # epoch 3 done again, killed before the renames
+    (other / "best.ckpt").replace(tmp_path / "next.ckpt")
+    (tmp_path / "x").replace(tmp_path / "best.ckpt")
+    again = BestCheckpoints(tmp_path, keep=3)
+    assert offer(again, 60.0, 4) is None
+    assert read_best(tmp_path) == [(72.0, 2), (71.0, 3), (70.0, 1)]
+
+
+def test_files_of_another_training_are_put_aside(tmp_path, caplog):
+    """A cloud job brings back what it finds, also what a training before the one it continues has left."""
+
+    def offer_of(training, score, number):
+        best = BestCheckpoints(tmp_path, keep=2, training=training)
+        return best.offer(score, tensors(), {"number": number, "progress": {"epoch": number, "training": training}})
+
+    offer_of(5, 83.4, 300)
+    assert offer_of(0, 84.0, 301) == 0  # of a training without a number nothing is known
+    logging.getLogger("focal").propagate = True
+    assert offer_of(6, 40.0, 1) == 1
+    assert read_best(tmp_path) == [(84.0, 301), (40.0, 1)]
+    assert read_checkpoint(tmp_path / "aside.ckpt").meta["score"] == 83.4 and "aside.ckpt" in caplog.text

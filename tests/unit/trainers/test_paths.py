@@ -34,6 +34,7 @@ def test_a_start_that_failed_at_once_leaves_nothing_to_move(tmp_path: Path) -> N
 
 def test_an_output_file_is_checked_before_and_not_changed(tmp_path: Path) -> None:
     check_output_file("json", str(tmp_path / "new" / "a.json"))
+    assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "b.json").write_text("{}")
     check_output_file("json", str(tmp_path / "b.json"))
     assert (tmp_path / "b.json").read_text() == "{}"

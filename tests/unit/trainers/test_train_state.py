@@ -132,6 +132,18 @@ def test_the_last_step_of_an_epoch_is_never_skipped(
     assert resumed.position(steps_now) < 2
 
 
+def test_a_whole_epoch_is_resumed_at_the_start_of_the_next(make_config, make_step, tmp_path):
+    """Divergence at the last update of an epoch stops a training before the epoch is counted."""
+    config = make_config(accumulation_step=2)
+    path = tmp_path / "a.ckpt"
+    meta = make_meta(config, Progress(1, 6, 6), 1, 7)  # a seventh micro-batch never fills an update
+    write_checkpoint(path, collect_tensors(make_step(config), 1), meta)
+    resumed = restore(read_checkpoint(path), make_step(config), config, 1, 7)
+    assert (resumed.epoch, resumed.step_in_epoch, resumed.update) == (2, 0, 6)
+    resumed = restore(read_checkpoint(path), make_step(config), config, 2, 4)
+    assert (resumed.epoch, resumed.step_in_epoch, resumed.update) == (2, 0, 4)
+
+
 def test_weights_only_leaves_out_the_state_of_the_optimizer(make_config, make_step):
     step = make_step(make_config())
     names = set(weights_only(collect_tensors(step, 1), step))
