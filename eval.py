@@ -41,12 +41,14 @@ def main() -> Optional[int]:
 
 def run_worker(config: Config, unknown_arguments: list[str]) -> int:
     """Device, data, network, figures."""
+    from src.runtime.compat import check_versions
     from src.runtime.device import setup_device, shutdown
     from src.runtime.logging import setup_logging
     from src.runtime.storage import open_storage
 
     device = setup_device(config.run)
     setup_logging(device)
+    check_versions()
     with open_storage(config, device, unknown_arguments) as storage:
         accuracy = run_evaluation(storage.local_config(), device, storage.data_folder())
         if device.is_main:
@@ -60,7 +62,7 @@ def run_evaluation(config: Config, device: Any, data_folder: str) -> Any:
     from src.data import EvalData, check_data
     from src.evaluation import EvalStep, evaluate
     from src.models import create_model
-    from src.runtime.precision import apply_precision
+    from src.models.inference import prepare_for_evaluation
     from src.trainers.pretrained import assign_weights, read_weights
 
     assert config.run.pretrained is not None
@@ -68,7 +70,7 @@ def run_evaluation(config: Config, device: Any, data_folder: str) -> Any:
     layout = check_data(config, data_folder, splits=("val",))
     network = create_model(config)
     logger.info("%s: %s", config.run.pretrained, assign_weights(network, weights, config.run.pretrained))
-    apply_precision(network, config.step.amp_level, config.step.keep_bn_fp32)
+    prepare_for_evaluation(network, config.step)
     data = EvalData(config, layout, device.rank, device.world_size)
     return evaluate(EvalStep(network), data, config.data.skip_unreadable)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Optional
 
-from src.config import Config, ConfigError, config_from_command_line
+from src.config import Config, ConfigError, config_from_command_line, for_one_process
 from src.errors import run_main
 from src.trainers.paths import check_input_files
 
@@ -16,6 +17,10 @@ def main() -> Optional[int]:
     if config.run.pretrained is None:
         raise ConfigError("pretrained: export.py needs a checkpoint; give --pretrained CKPT")
     check_input_files(config.run, config.data)
+    config = for_one_process(config)
+    if config.run.file_format == "ONNX":
+        # Written from the weights, and checked in float32, which not every Ascend has for matrix products.
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, device_target="CPU"))
     return export(config)
 
 

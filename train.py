@@ -25,6 +25,8 @@ def main() -> Optional[int]:
             check_input_files(config.run, config.data)
         if is_worker(config):
             return run_worker(config, unknown_arguments, stop)
+        if stop.received:
+            return 128 + stop.received
     return launch_if_needed(config, sys.argv[1:])
 
 

@@ -23,7 +23,7 @@ BENCHMARKS = {
 
 
 def main() -> None:
-    from src.config import config_from_command_line
+    from src.config import config_from_command_line, for_one_process
     from src.trainers.paths import check_output_file
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -33,7 +33,7 @@ def main() -> None:
         if name in sys.argv[1:2]:  # the modules import MindSpore, which takes seconds
             importlib.import_module(module).add_arguments(command)
     arguments, others = parser.parse_known_args()
-    config, _ = config_from_command_line(others, BENCHMARKS[arguments.command][1])
+    config = for_one_process(config_from_command_line(others, BENCHMARKS[arguments.command][1])[0])
     if config.run.json is not None:
         check_output_file("json", config.run.json)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)

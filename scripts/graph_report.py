@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src.benchmark.graph_dump import MODES, GraphRequest, dump_graphs  # noqa: E402
 from src.benchmark.graph_report import as_markdown, report, save  # noqa: E402
 from src.errors import UserError, run_main  # noqa: E402
+from src.trainers.paths import check_output_file  # noqa: E402
 
 
 def main() -> None:
@@ -30,6 +31,8 @@ def main() -> None:
     flags = parser.parse_args()
     if not Path(flags.config).is_file():
         raise UserError(f"config: {flags.config} does not exist; configs/ holds those of the published models")
+    if flags.json is not None:
+        check_output_file("json", str(flags.json))
     modes = [flags.mode] if flags.mode else ["infer", "train"]
     requests = [GraphRequest(flags.config, mode, flags.batch_size, flags.for_ascend) for mode in modes]
     with tempfile.TemporaryDirectory() as folder:

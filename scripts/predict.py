@@ -11,7 +11,7 @@ from typing import Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.config import ConfigError, config_from_command_line  # noqa: E402
+from src.config import ConfigError, config_from_command_line, for_one_process  # noqa: E402
 from src.errors import run_main  # noqa: E402
 from src.trainers.paths import check_checkpoint_files  # noqa: E402
 
@@ -28,10 +28,13 @@ def main() -> Optional[int]:
     if missing:
         raise ConfigError(f"image: {missing[0]} does not exist")
     check_checkpoint_files(config.run)
+    config = for_one_process(config)
     from src.predict import classify, open_model
+    from src.runtime.compat import check_versions
     from src.runtime.device import setup_device
 
     setup_device(config.run)
+    check_versions()
     for prediction in classify(images, open_model(config.run.pretrained, config), config):
         likeliest = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in prediction.classes)
         print(f"{prediction.path}: {likeliest}")

@@ -35,7 +35,8 @@ echo "== 4/5 export to MINDIR, compared with the network"
 echo "== 5/5 a few held-out images, classified with the exported network"
 images=()
 for digit in 0 3 5 8; do
-    images+=("$(find "$folder/digits/val/$digit" -name '*.png' | sort | head -n 1)")
+    of_digit=("$folder/digits/val/$digit"/*.png)
+    images+=("${of_digit[0]}")
 done
 "$PYTHON" scripts/predict.py "${common[@]}" --pretrained "$folder/digits.mindir" "${images[@]}"
 

@@ -36,4 +36,5 @@ check_python
 config="$1" checkpoint="$2" data="$3"
 shift 3
 exec "$PYTHON" "$here/../eval.py" --config "$config" --pretrained "$checkpoint" --data_url "$data" \
-    --device_target "${DEVICE_TARGET:-Ascend}" --device_num "$devices" --device_id "${DEVICE_ID:-0}" "$@"
+    --device_target "${DEVICE_TARGET:-Ascend}" --device_num "$devices" --node_num 1 --node_rank 0 \
+    --device_id "${DEVICE_ID:-0}" "$@"

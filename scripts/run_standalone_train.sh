@@ -29,4 +29,5 @@ check_python
 config="$1" data="$2" out="$3"
 shift 3
 exec "$PYTHON" "$here/../train.py" --config "$config" --data_url "$data" --train_url "$out" \
+    --device_num 1 --node_num 1 --node_rank 0 \
     --device_target "${DEVICE_TARGET:-Ascend}" --device_id "${DEVICE_ID:-0}" "$@"

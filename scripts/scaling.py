@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.benchmark.scaling import Machine, StepCounts, count_training_step, report  # noqa: E402
 from src.errors import UserError, run_main  # noqa: E402
+from src.trainers.paths import check_output_file  # noqa: E402
 
 
 def main() -> None:
@@ -33,16 +34,34 @@ def main() -> None:
         text = f"{field.metadata['help']} (default: {field.default:g})"
         parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=text)
     flags = parser.parse_args()
+    cards = read_cards(flags.number_of_cards)
+    values = {field.name: getattr(flags, field.name) for field in dataclasses.fields(Machine)}
+    for name, value in values.items():
+        if value < 0 or (value == 0 and name not in ("kernel_start", "message")):
+            raise UserError(f"{name}: {value} must be greater than 0")
+    if flags.save is not None:
+        check_output_file("save", str(flags.save))
     if flags.counts is not None:
         if not flags.counts.is_file():
             raise UserError(f"counts: {flags.counts} does not exist; --config CONFIG --save FILE makes it")
-        counts = StepCounts.load(flags.counts)
+        try:
+            counts = StepCounts.load(flags.counts)
+        except (ValueError, TypeError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"counts: {flags.counts} holds no counts as --save writes them ({reason})") from None
     else:
         counts = count_training_step(flags.config, flags.batch_size)
     if flags.save is not None:
         counts.save(flags.save)
-    machine = Machine(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Machine)})
-    print(report(counts, machine, [int(number) for number in flags.number_of_cards.split(",")], flags.epochs))
+    print(report(counts, Machine(**values), cards, flags.epochs))
+
+
+def read_cards(text: str) -> list[int]:
+    """`1,8,64` -> [1, 8, 64]."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise UserError(f"number_of_cards: {text!r} is no list of numbers from 1 on, such as 1,8,64")
+    return [int(part) for part in parts]
 
 
 if __name__ == "__main__":

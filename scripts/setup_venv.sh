@@ -6,15 +6,21 @@
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 find_python() {
-    local candidate
-    for candidate in ${FOCAL_PYTHON:-} python3.11 python3.10 python3.12 python3.9 python3 python; do
+    local candidate candidates
+    candidates=(python3.11 python3.10 python3.12 python3.9 python3 python)
+    [ -z "${FOCAL_PYTHON:-}" ] || candidates=("$FOCAL_PYTHON") # this one or none
+    for candidate in "${candidates[@]}"; do
         if command -v "$candidate" >/dev/null 2>&1 &&
             "$candidate" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1; then
             command -v "$candidate"
             return 0
         fi
     done
-    echo "error: no Python of version 3.9 to 3.12 found; install one, or name it: FOCAL_PYTHON=/path/to/python $0" >&2
+    if [ -n "${FOCAL_PYTHON:-}" ]; then
+        echo "error: FOCAL_PYTHON: $FOCAL_PYTHON is no Python of version 3.9 to 3.12" >&2
+    else
+        echo "error: no Python of version 3.9 to 3.12 found; install one, or name it: FOCAL_PYTHON=/path/to/python $0" >&2
+    fi
     return 1
 }
 
@@ -24,7 +30,8 @@ wanted="$(cat "$repository/requirements.txt" "$repository/requirements-dev.txt" 
 if [ ! -x "$PYTHON" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     base_python="$(find_python)" || exit 1
     echo "setting up .venv with $("$base_python" --version) (once; downloads about 400 MB)"
-    "$base_python" -m venv "$repository/.venv" || {
+    # What is there may be of a Python that has gone; venv alone does not replace its links.
+    "$base_python" -m venv $([ -x "$PYTHON" ] || echo --clear) "$repository/.venv" || {
         echo "error: 'python -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2
         exit 1
     }

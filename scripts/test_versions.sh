@@ -40,11 +40,13 @@ prepare() { # version -> path of the interpreter with that MindSpore
     local venv=".venv-versions/$1" wanted
     wanted="$(cat requirements.txt requirements-dev.txt | cksum)"
     if [ "$(cat "$venv/complete" 2>/dev/null)" != "$wanted" ]; then
+        # In $(...) bash forgets `set -e`.
         rm -rf "$venv"
-        "$base_python" -m venv "$venv"
+        "$base_python" -m venv "$venv" >&2 || return 1
         sed "s/^mindspore==.*/mindspore==$1/" requirements.txt >"$venv/requirements.txt"
         sed '/^ruff/d' requirements-dev.txt >"$venv/requirements-dev.txt"
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$venv/requirements-dev.txt" >&2
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$venv/requirements-dev.txt" >&2 ||
+            return 1
         echo "$wanted" >"$venv/complete"
     fi
     echo "$venv/bin/python"
@@ -54,15 +56,19 @@ failed=0
 report=""
 for version in "${versions[@]}"; do
     echo "== MindSpore $version"
-    python="$(prepare "$version")"
     start=$SECONDS
+    if ! python="$(prepare "$version")"; then
+        failed=1
+        report+="$version  FAILED  could not be installed, see above"$'\n'
+        continue
+    fi
     if "$python" -m pytest -q -m "not slow" "${quick_tests[@]}" 2>&1 | tee ".venv-versions/$version.log" | tail -n 15; then
         result=passed
     else
         result=FAILED
         failed=1
     fi
-    summary="$(grep -E '(passed|failed|error)' ".venv-versions/$version.log" | tail -n 1 | tr -d '=')"
+    summary="$(grep -E '(passed|failed|error)' ".venv-versions/$version.log" | tail -n 1 | tr -d '=')" || true
     report+="$version  $result  $summary  ($((SECONDS - start)) s in all)"$'\n'
 done
 printf '\n%s' "$report"

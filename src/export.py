@@ -18,6 +18,7 @@ from src.errors import UserError
 from src.models.inference import prepare_for_export
 from src.onnx_export.graph import import_onnx
 from src.onnx_export.network import write_onnx
+from src.trainers.paths import check_output_file
 
 logger = logging.getLogger("focal")
 
@@ -47,7 +48,11 @@ def check_export(config: Config) -> Path:
     path = Path(run.file_name) if run.file_name else Path(run.train_url) / config.model.arch
     if path.suffix.lower() in SUFFIXES.values() and path.suffix.lower() != suffix:
         raise UserError(f"file_name: {path} does not end in {suffix}, which file_format {file_format} means")
-    return path if path.suffix == suffix else path.with_name(path.name + suffix)
+    if not path.name or path.is_dir():
+        raise UserError(f"file_name: {path} is a folder; name a file in it, e.g. {path / config.model.arch}{suffix}")
+    path = path if path.suffix == suffix else path.with_name(path.name + suffix)
+    check_output_file("file_name", str(path))
+    return path
 
 
 def find_images(folder: str, most: int = CHECK_IMAGES) -> list[str]:
@@ -149,9 +154,18 @@ def _open_mindir(path: Path) -> Runner:
     cell.set_train(False)
 
     def run(images: np.ndarray) -> np.ndarray:
-        return np.concatenate([cell(Tensor(image[None])).asnumpy() for image in images])
+        try:
+            return np.concatenate([cell(Tensor(image[None])).asnumpy() for image in images])
+        except Exception as error:
+            raise _does_not_take(path, images, error) from None
 
     return run
+
+
+def _does_not_take(path: Path, images: np.ndarray, error: Exception) -> UserError:
+    """What a runtime means by an error of its own: another image size, above all."""
+    reason = " ".join(str(error).split())[:160]
+    return UserError(f"model: {path} does not take images {images.shape[1:]} ({reason}); check image_size")
 
 
 def _import_onnxruntime() -> Any:
@@ -172,10 +186,7 @@ def _open_onnx(path: Path) -> Runner:
     def run(images: np.ndarray) -> np.ndarray:
         try:
             return session.run(None, {session.get_inputs()[0].name: images})[0]
-        except Exception as error:  # the runtime's own: another image size, above all
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"model: {path} does not take images {images.shape[1:]} ({reason}); check image_size"
-            ) from None
+        except Exception as error:
+            raise _does_not_take(path, images, error) from None
 
     return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator
@@ -12,9 +11,11 @@ from mindspore import Tensor
 
 from src.config import Config
 from src.data import load_eval_image
+from src.data.layout import find_class_names
 from src.errors import UserError
 from src.export import Runner, open_exported
 from src.models import create_model
+from src.models.inference import fold_position_bias
 from src.trainers.pretrained import load_weights
 
 
@@ -37,17 +38,15 @@ def open_model(path: str, config: Config) -> Runner:
     network = create_model(config)
     load_weights(network, path, config.run.use_ema)
     network.set_train(False)
+    fold_position_bias(network)
     return lambda images: network(Tensor(images)).asnumpy()
 
 
 def class_names(config: Config) -> list[str]:
-    """Names of the classes: the folders of the training or validation data if they are there, else numbers."""
-    for below in ("train", "val", os.path.join("imagenet", "train"), os.path.join("imagenet", "val")):
-        folder = os.path.join(config.data.data_url, below)
-        if os.path.isdir(folder):
-            names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-            if len(names) == config.model.num_classes:
-                return names
+    """Names of the classes: as training sees them, if the data are there and have as many, else numbers."""
+    names = find_class_names(config.data.data_url)
+    if len(names) == config.model.num_classes:
+        return list(names)
     return [str(number) for number in range(config.model.num_classes)]
 
 

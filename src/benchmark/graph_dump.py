@@ -156,16 +156,13 @@ def _training_step(config: Any) -> Any:
 
 def _inference(config: Any, mode: str) -> Any:
     from src.models import create_model
-    from src.models.inference import fold_position_bias, prepare_for_export
-    from src.runtime.precision import apply_precision
+    from src.models.inference import prepare_for_evaluation, prepare_for_export
 
     network = create_model(config)
     if mode == "export":  # always float32
         prepare_for_export(network)
         return network
-    network.set_train(False)
-    fold_position_bias(network)
-    apply_precision(network, config.step.amp_level, config.step.keep_bn_fp32)
+    prepare_for_evaluation(network, config.step)
     return network
 
 

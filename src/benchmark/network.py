@@ -15,11 +15,10 @@ from src.benchmark import timing
 from src.config.schema import Config
 from src.export import SUFFIXES, export_network, open_exported
 from src.models import create_model
-from src.models.inference import fold_position_bias
+from src.models.inference import prepare_for_evaluation
 from src.models.multiply_adds import true_multiply_adds
 from src.runtime.device import setup_device
 from src.runtime.memory import compile_ahead
-from src.runtime.precision import apply_precision
 
 logger = logging.getLogger("focal")
 
@@ -63,9 +62,7 @@ def random_images(config: Config) -> np.ndarray:
 def inference_step(config: Config) -> timing.Subject:
     """A forward pass, as eval.py makes it, with the position bias folded."""
     network = create_model(config)
-    network.set_train(False)
-    fold_position_bias(network)
-    apply_precision(network, config.step.amp_level, config.step.keep_bn_fp32)
+    prepare_for_evaluation(network, config.step)
     images = Tensor(random_images(config))
     return timing.Subject(lambda: compile_ahead(network, images), lambda: network(images).asnumpy())
 

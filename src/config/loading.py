@@ -155,6 +155,13 @@ _FlowListDumper.add_representer(
 )
 
 
+def for_one_process(config: Config) -> Config:
+    """`config` for a script that uses one process whatever job the file was written by: an OUT/config.yaml of eight
+    devices serves export.py and predict.py as well."""
+    run = dataclasses.replace(config.run, device_num=1, node_num=1, node_rank=0)
+    return dataclasses.replace(config, run=run)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         raise ConfigError(message)

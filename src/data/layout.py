@@ -83,6 +83,17 @@ def find_layout(data_folder: str, splits: Sequence[str] = ("train", "val")) -> D
     )
 
 
+def find_class_names(data_folder: str) -> tuple[str, ...]:
+    """Names of the classes in a data folder, by label, from train (else val) alone; empty if there are none."""
+    for root in (data_folder, os.path.join(data_folder, "imagenet")):
+        for split in ("train", "val"):
+            if os.path.isdir(os.path.join(root, split)):
+                return _folders_in(os.path.join(root, split))
+            if find_shards(root, split):
+                return read_class_names(root) or ()
+    return ()
+
+
 def _mindrecord_layout(root: str, splits: Sequence[str]) -> DataLayout:
     """Splits in MindRecord files, which carry their labels."""
     sources = {split: MindRecordSource(find_shards(root, split)) for split in splits}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from mindspore import Tensor, nn
 
+from src.config.schema import StepConfig
 from src.models.focal_attention import FocalAttention
 from src.models.layers import AddToSamples, NormalCdf
+from src.runtime.precision import apply_precision
 
 
 def fold_position_bias(network: nn.Cell) -> None:
@@ -16,6 +18,13 @@ def fold_position_bias(network: nn.Cell) -> None:
     for _, cell in network.cells_and_names():
         if isinstance(cell, FocalAttention):
             cell.constant_bias = Tensor(cell.gather_bias().asnumpy())
+
+
+def prepare_for_evaluation(network: nn.Cell, step: StepConfig) -> None:
+    """Evaluation mode, folded bias, and the precision of `amp_level`: the network as eval.py runs it."""
+    network.set_train(False)
+    fold_position_bias(network)
+    apply_precision(network, step.amp_level, step.keep_bn_fp32)
 
 
 def prepare_for_export(network: nn.Cell) -> None:

@@ -31,6 +31,7 @@ logger = logging.getLogger("focal")
 
 TIMEOUT_EXIT_CODE = 75  # EX_TEMPFAIL: the job can be started again
 COLLECTIVE_TIMEOUT = 600.0  # seconds; ranks may differ by a compilation, not by more
+FIRST_STEP_TIMEOUT = 3600.0  # seconds for the first batch, the compilation and the first step
 CALL_DEPTH = 10_000
 _BUCKET = 1 << 24  # float32 numbers per collective when broadcasting: 64 MiB
 
@@ -119,7 +120,9 @@ def _join_group(launch: Launch, target: str) -> Device:
 
     if launch.rank_table is not None:
         os.environ["RANK_TABLE_FILE"] = str(launch.rank_table)  # HCCL wants the file, not ModelArts' folder
-    with waiting("the other workers to join the process group", COLLECTIVE_TIMEOUT):
+    # MindSpore itself gives up after MS_TOPO_TIMEOUT seconds, and says more about it.
+    join_timeout = max(COLLECTIVE_TIMEOUT, float(os.environ.get("MS_TOPO_TIMEOUT") or 0) + 60.0)
+    with waiting("the other workers to join the process group", join_timeout):
         try:
             init()
         except RuntimeError as error:
@@ -175,25 +178,30 @@ def waiting(what: str, timeout: float) -> Iterator[None]:
 class ProgressWatch:
     """Ends this process with a message when training makes no progress: a rank waits for another inside a graph.
 
-    There neither Python nor `waiting` can look in. The watch starts with the first `beat`, so that the first
-    compilation does not count.
+    There neither Python nor `waiting` can look in.
 
     Args:
-        timeout: seconds between two beats; 0: no watch.
+        timeout: seconds between two beats; 0: no watch. Until the first beat it is at least `FIRST_STEP_TIMEOUT`: what
+            comes before, reading the first batch and compiling, takes longer.
         rank: for the message.
     """
 
     def __init__(self, timeout: float, rank: int) -> None:
         self._timeout = timeout
         self._rank = rank
-        self._last: Optional[float] = None
+        self._limit = max(timeout, FIRST_STEP_TIMEOUT)
+        self._last = time.monotonic()
         self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Watch from now on."""
+        self._last = time.monotonic()
+        if self._timeout:
+            threading.Thread(target=self._watch, name="progress-watch", daemon=True).start()
 
     def beat(self) -> None:
         """Progress was made."""
-        first, self._last = self._last is None, time.monotonic()
-        if first and self._timeout:
-            threading.Thread(target=self._watch, name="progress-watch", daemon=True).start()
+        self._last, self._limit = time.monotonic(), self._timeout
 
     def stop(self) -> None:
         """No more beats will come, and none are missed."""
@@ -201,10 +209,11 @@ class ProgressWatch:
 
     def _watch(self) -> None:
         while not self._stop.wait(min(10.0, self._timeout / 10)):
-            silent = time.monotonic() - self._last
-            if silent > self._timeout:
+            limit, silent = self._limit, time.monotonic() - self._last
+            if silent > limit:
+                name = "step_timeout" if limit == self._timeout else "before the first step"
                 _give_up(
-                    f"rank {self._rank}: no step finished for {silent:.0f} s (step_timeout {self._timeout:.0f}): this "
+                    f"rank {self._rank}: no step finished for {silent:.0f} s ({name} {limit:.0f}): this "
                     "rank or another is stuck; see the logs of all ranks"
                 )
 

@@ -33,6 +33,9 @@ logger = logging.getLogger("focal")
 REPOSITORY = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.1
 INTERRUPT_GRACE = 300.0  # seconds that workers have after Ctrl-C or SIGTERM to save and to send their results
+FAILURE_GRACE = 15.0  # seconds that the others then have when one fails instead
+# How a worker ends when it is asked to.
+_STOPPED = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 SCHEDULER_GRACE = 20.0  # seconds that the scheduler has to end after the last worker
 LAST_LINES = 20
 _PORTS = range(20000, 32000)  # below the ports that systems hand out for outgoing connections
@@ -207,6 +210,11 @@ class _Job:
             failed = [worker for worker, code in states if code not in (None, 0)]
             running = [worker for worker, code in states if code is None]
             if self.interrupted is not None:
+                broken = [worker for worker in failed if worker.process.returncode not in _STOPPED]
+                if broken:  # the others wait for it in vain
+                    self.deadline = min(self.deadline, time.monotonic() + FAILURE_GRACE)
+                if broken and (not running or time.monotonic() > self.deadline):
+                    return self._report_failure(broken[0], shown)
                 if not running or time.monotonic() > self.deadline:
                     shown.copy_new(to_the_end=True)
                     logger.info("ended by %s", signal.Signals(self.interrupted).name)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO, Optional
 
 _PR_SET_PDEATHSIG = 1
 _FRAMEWORK_NOTE = re.compile(rb"^\[INFO\] DISTRIBUTED\(.*\n?", re.MULTILINE)
@@ -49,12 +50,17 @@ class Follower:
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
         self.position = start
+        self._stream: Optional[BinaryIO] = None
 
     def copy_new(self, to_the_end: bool = False) -> None:
         """Write all that came since the last call; a note cut off in mid-line waits, unless `to_the_end`."""
-        with open(self.path, "rb") as stream:
-            stream.seek(self.position)
-            new = stream.read()
+        try:
+            # Kept open: a file that is removed or renamed meanwhile is still followed.
+            self._stream = self._stream or open(self.path, "rb")  # noqa: SIM115
+            self._stream.seek(self.position)
+            new = self._stream.read()
+        except OSError:  # not there, or not to be had just now: no reason to end a job
+            return
         head, newline, tail = new.rpartition(b"\n")
         if tail.startswith(b"[") and not to_the_end:
             new = head + newline
@@ -77,9 +83,12 @@ def _leave_stdout() -> None:
 
 
 def last_lines(path: Path, start: int, count: int) -> list[str]:
-    """The last `count` lines of a file, looking no further back than byte `start`."""
-    with open(path, "rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(start, size - 65536))
-        text = _FRAMEWORK_NOTE.sub(b"", stream.read()).decode("utf-8", "replace")
+    """The last `count` lines of a file, looking no further back than byte `start`; none if it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(start, size - 65536))
+            text = _FRAMEWORK_NOTE.sub(b"", stream.read()).decode("utf-8", "replace")
+    except OSError:
+        return []
     return [line for line in text.splitlines() if line.strip()][-count:]

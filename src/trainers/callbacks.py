@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -158,6 +159,11 @@ class MetricsFiles:
 
     def write(self, kind: str, update: int, epoch: float, values: dict[str, Any]) -> None:
         """Add one record; `values` that are numbers also go to TensorBoard as `<kind>/<name>`."""
+        # JSON has no NaN or infinity, and a curve no place for them.
+        values = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
         record = {"kind": kind, "update": update, "epoch": round(epoch, 6), **values}
         try:
             with self.path.open("a", encoding="utf-8") as file:

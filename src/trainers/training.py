@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Callable, Optional
@@ -90,6 +91,7 @@ class Training:
         self.queue, self.line, self.epoch = UpdateQueue(), Summary(images_per_update), Summary(images_per_update)
         self.guard = DivergenceGuard(config.step.max_nonfinite_steps, report=device.is_main)
         self.stop = stop
+        self.stop_signal = 0  # that all ranks agreed to stop by
         self.watch = ProgressWatch(config.run.step_timeout if device.world_size > 1 else 0.0, device.rank)
         self.evaluation_seconds = 0.0
         self.first_update = True  # of this process: it compiles
@@ -106,6 +108,7 @@ class Training:
         if self._max_steps_reached():
             logger.info("nothing to do: update %d, max_steps %d", self.progress.update, self.config.run.max_steps)
             return 0
+        self.watch.start()
         try:
             for outputs in self._steps():
                 self._after_step(outputs)
@@ -143,6 +146,7 @@ class Training:
         if not self.compiled:
             start, self.compiled = time.time(), True
             compile_ahead(self.train_step, images, targets)
+            self.watch.beat()
             logger.info("training step compiled in %s", format_duration(time.time() - start))
         return self.train_step(images, targets)
 
@@ -295,10 +299,12 @@ class Training:
         if self.progress.step_in_epoch % self.micro_batches:
             return False
         if self.device.world_size == 1:
-            return self.stop.received != 0
-        if self.progress.update % STOP_CHECK_UPDATES and self.progress.step_in_epoch:
-            return False
-        return bool(all_reduce_sum(np.array([self.stop.received], np.float32))[0])
+            self.stop_signal = self.stop.received
+        elif self.progress.update % STOP_CHECK_UPDATES == 0 or not self.progress.step_in_epoch:
+            agreed = all_reduce_sum(np.array([self.stop.received], np.float32))[0]
+            # A rank that got no signal itself stops as if it had.
+            self.stop_signal = (self.stop.received or signal.SIGTERM) if agreed else 0
+        return self.stop_signal != 0
 
     def _max_steps_reached(self) -> bool:
         most = self.config.run.max_steps
@@ -311,14 +317,14 @@ class Training:
             self._write_line()
             if not self._is_saved():
                 self._save()
-            why = f"signal {self.stop.received}" if self.stop.received else "max_steps"
+            why = f"signal {self.stop_signal}" if self.stop_signal else "max_steps"
             logger.info(
                 "stopped (%s) at update %d, epoch %.2f; --resume auto goes on", why, self.progress.update,
                 self._epoch_position(),
             )  # fmt: skip
         else:
             logger.info("training finished: best top-1 %.2f %%", self.progress.best_top1)
-        return 128 + self.stop.received if self.stop.received and not complete else 0
+        return 128 + self.stop_signal if self.stop_signal and not complete else 0
 
 
 def updates_per_epoch(steps_per_epoch: int, micro_batches: int) -> int:

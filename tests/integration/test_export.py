@@ -43,10 +43,12 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
 def test_export_and_predict_agree_with_the_checkpoint(file_format, digits, checkpoint, tmp_path):
+    """Also with the settings of a job of eight devices, and ONNX where the training was one on an Ascend."""
     target = tmp_path / f"network.{file_format.lower()}"
+    job = [*SMALL, "--device_num", 8, "--node_num", 2, "--master_port", 8118]
     printed = run(
-        "export.py", *SMALL, "--pretrained", checkpoint, "--file_format", file_format, "--file_name", target,
-        "--data_url", digits,
+        "export.py", *job, "--pretrained", checkpoint, "--file_format", file_format, "--file_name", target,
+        "--data_url", digits, *(["--device_target", "Ascend"] if file_format == "ONNX" else []),
     )  # fmt: skip
     difference = float(printed.rsplit("images: ", 1)[1])
     assert 0 <= difference <= 1e-4
@@ -55,6 +57,8 @@ def test_export_and_predict_agree_with_the_checkpoint(file_format, digits, check
     from_file = run("scripts/predict.py", *flags, "--pretrained", target, *images)
     from_checkpoint = run("scripts/predict.py", *flags, "--pretrained", checkpoint, *images)
     assert from_file == from_checkpoint and from_file.count(" %") == 10
+    error = run("scripts/predict.py", *job, "--image_size", 96, "--pretrained", target, images[0], expect=2)
+    assert "does not take images (3, 96, 96)" in error and "Traceback" not in error
 
 
 def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
@@ -84,6 +88,8 @@ def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
         (["--file_format", "AIR"], "file_format: AIR can only be written on an Ascend"),
         (["--file_format", "ONNX", "--file_name", "x.mindir"], "file_name: x.mindir does not end in .onnx"),
         (["--file_format", "TFLITE"], "file_format: 'TFLITE' is not one of MINDIR, AIR, ONNX"),
+        (["--file_name", "."], "file_name: . is a folder; name a file in it"),
+        (["--file_name", "LICENSE/x.mindir"], "file_name: LICENSE/x.mindir cannot be written"),
         (["--data_url", "nowhere"], "data_url: nowhere does not exist"),
         (["--data_url", "docs"], "data_url: docs holds no images"),
     ],

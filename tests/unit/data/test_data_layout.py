@@ -10,6 +10,7 @@ import pytest
 
 from src.config.schema import Config
 from src.data import check_data
+from src.data.layout import find_class_names
 from src.errors import UserError
 
 
@@ -105,3 +106,17 @@ def test_folder_that_cannot_be_listed(
 
     monkeypatch.setattr("os.scandir", refuse)
     assert f"cannot read {image_folder / 'train'} (Permission denied)" in _refusal(make_config(), image_folder)
+
+
+def test_names_of_classes_alone_are_those_of_training(image_folder: Path, tmp_path: Path) -> None:
+    assert find_class_names(str(image_folder)) == ("a", "b", "c")
+    for split, names in (("train", ("b", "a", "c", ".ipynb_checkpoints")), ("val", ("a", "b", "d"))):
+        for name in names:
+            (tmp_path / "imagenet" / split / name).mkdir(parents=True)
+    assert find_class_names(str(tmp_path)) == ("a", "b", "c")  # train's, whatever val has
+    assert find_class_names(str(tmp_path / "imagenet" / "val")) == ()
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "val.mindrecord0").write_bytes(b"")
+    assert find_class_names(str(tmp_path / "records")) == ()
+    (tmp_path / "records" / "classes.json").write_text('["x", "y"]')
+    assert find_class_names(str(tmp_path / "records")) == ("x", "y")

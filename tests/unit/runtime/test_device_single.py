@@ -72,7 +72,8 @@ def test_training_without_progress_ends_the_process() -> None:
         "import time, logging; logging.basicConfig()\n"
         "from src.runtime.device import ProgressWatch\n"
         "watch = ProgressWatch(1.0, rank=3)\n"
-        "time.sleep(1.5)  # compiling: the watch has not begun\n"
+        "watch.start()\n"
+        "time.sleep(1.5)  # compiling: the limit is another one\n"
         "for _ in range(6): watch.beat(); time.sleep(0.3)\n"
         "time.sleep(60)"
     )
@@ -81,12 +82,25 @@ def test_training_without_progress_ends_the_process() -> None:
     assert re.search(r"rank 3: no step finished for \d+ s \(step_timeout 1\)", result.stderr)
 
 
+def test_a_first_step_that_never_comes_ends_the_process() -> None:
+    code = (
+        "import time, logging; logging.basicConfig()\n"
+        "from src.runtime import device\n"
+        "device.FIRST_STEP_TIMEOUT = 2.0\n"
+        "device.ProgressWatch(1.0, rank=3).start()\n"
+        "time.sleep(60)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
+    assert result.returncode == device_module.TIMEOUT_EXIT_CODE
+    assert re.search(r"rank 3: no step finished for \d+ s \(before the first step 2\)", result.stderr)
+
+
 @pytest.mark.parametrize("timeout", [0.0, 0.3])
 def test_a_watch_that_is_off_or_stopped_ends_nothing(timeout: float) -> None:
     code = (
         "import time\n"
         "from src.runtime.device import ProgressWatch\n"
-        f"watch = ProgressWatch({timeout}, rank=3)\n"
+        f"watch = ProgressWatch({timeout}, rank=3); watch.start()\n"
         "watch.beat()\n"
         "if watch._timeout: watch.stop()\n"
         "time.sleep(0.8)"

@@ -59,3 +59,17 @@ sys.exit(7)
     process.stdout.close()
     (tmp_path / "closed").write_text("")
     assert process.wait(60) == 7  # its own exit code, not that of a failed flush
+
+
+def test_a_log_that_is_removed_is_followed_to_its_end(tmp_path: Path, capfdbinary: pytest.CaptureFixture) -> None:
+    log = tmp_path / "log"
+    follower = Follower(log, 0)
+    follower.copy_new()  # not there yet
+    with log.open("wb", buffering=0) as stream:
+        stream.write(b"one\n")
+        follower.copy_new()
+        log.unlink()
+        stream.write(b"two\n")
+        follower.copy_new()
+    assert capfdbinary.readouterr().out == b"one\ntwo\n"
+    assert last_lines(log, 0, 3) == []
