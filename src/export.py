@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Callable
 
@@ -112,7 +114,11 @@ def export_network(network: nn.Cell, config: Config, path: Path, images: np.ndar
         if config.run.file_format == "ONNX":
             write_onnx(network, images.shape[1:], unchecked)
         else:
-            ms.export(network, example, file_name=str(unchecked.with_suffix("")), file_format=config.run.file_format)
+            # Written elsewhere: MindSpore refuses paths with spaces or letters beyond ASCII.
+            with tempfile.TemporaryDirectory() as scratch:
+                draft = os.path.join(scratch, "network")
+                ms.export(network, example, file_name=draft, file_format=config.run.file_format)
+                shutil.move(draft + path.suffix, unchecked)
         if config.run.file_format == "AIR":
             difference = float("nan")
         else:

@@ -43,8 +43,8 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
 def test_export_and_predict_agree_with_the_checkpoint(file_format, digits, checkpoint, tmp_path):
-    """Also with the settings of a job of eight devices, and ONNX where the training was one on an Ascend."""
-    target = tmp_path / f"network.{file_format.lower()}"
+    """In a folder of any name, with the settings of a job of eight devices; ONNX also with those of an Ascend."""
+    target = tmp_path / "a föld er" / f"net work.{file_format.lower()}"
     job = [*SMALL, "--device_num", 8, "--node_num", 2, "--master_port", 8118]
     printed = run(
         "export.py", *job, "--pretrained", checkpoint, "--file_format", file_format, "--file_name", target,
