@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ def peer_saying(text: str, folder: Path, code: int = 0) -> str:
     program.write_text(
         f"import sys\nopen({str(folder / 'runs')!r}, 'a').write('x')\nprint({text!r})\nsys.exit({code} and 'boom')\n"
     )
-    return f"{sys.executable} {program}"
+    return shlex.join([sys.executable, str(program)])
 
 
 @pytest.fixture
