@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import sys
 from pathlib import Path
 from typing import Any, Optional
 
 from src.config import Config, ConfigError, config_from_command_line
 from src.errors import run_main
+from src.runtime.json_files import finite_or_none
 from src.runtime.signals import StopSignals
 from src.trainers.paths import check_input_files, check_output_file
 
@@ -84,8 +84,7 @@ def report(accuracy: Any, json_file: Optional[str]) -> None:
     print(f"images {accuracy.images}")
     print(f"images/second {accuracy.images_per_second:.1f}")
     if json_file is not None:
-        known = {name: value if math.isfinite(value) else None for name, value in figures.items()}  # JSON has no NaN
-        Path(json_file).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        Path(json_file).write_text(json.dumps(finite_or_none(figures), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

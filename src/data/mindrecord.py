@@ -19,7 +19,7 @@ import re
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Iterator, Optional
 
 import numpy as np
 from PIL import Image
@@ -168,9 +168,32 @@ def write_mindrecord(
     Raises:
         UserError: `output` holds this split; a file that cannot be read, or is larger than 32 MiB; a full disk.
     """
+    from mindspore.mindrecord import FileWriter
+
     _refuse_existing(output, split)
+    with _all_or_nothing(output, split):
+        writer = FileWriter(str(output / f"{split}.mindrecord"), shard_num=shards)
+        schema = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "file_name": {"type": "string"}}
+        writer.add_schema(schema, f"{split} images: the bytes of image files, class numbers by classes.json")
+        writer.add_index(["label", "file_name"])
+
+        def row(index: int) -> dict[str, Any]:
+            data = _stored_bytes(source, index, short_side)
+            return {"image": data, "label": int(source.labels[index]), "file_name": names[index]}
+
+        with ThreadPoolExecutor(workers) as pool:
+            for start in range(0, len(source), _ROWS_AT_ONCE):
+                rows = list(pool.map(row, range(start, min(start + _ROWS_AT_ONCE, len(source)))))
+                writer.write_raw_data(rows)
+                logger.info("%s: %d of %d images", split, start + len(rows), len(source))
+        writer.commit()
+
+
+@contextlib.contextmanager
+def _all_or_nothing(output: Path, split: str) -> Iterator[None]:
+    """Removes what was written of a split if the rest cannot be."""
     try:
-        _write_shards(source, names, output, split, shards, short_side, workers)
+        yield
     except BaseException as error:
         for shard in find_shards(str(output), split):
             for left_over in (shard, f"{shard}.db"):
@@ -180,34 +203,6 @@ def write_mindrecord(
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"output: {split} cannot be written to {output} ({reason})") from None
         raise
-
-
-def _write_shards(
-    source: ImageSource,
-    names: list[str],
-    output: Path,
-    split: str,
-    shards: int,
-    short_side: Optional[int],
-    workers: int,
-) -> None:
-    from mindspore.mindrecord import FileWriter
-
-    writer = FileWriter(str(output / f"{split}.mindrecord"), shard_num=shards)
-    schema = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "file_name": {"type": "string"}}
-    writer.add_schema(schema, f"{split} images: the bytes of image files, class numbers by classes.json")
-    writer.add_index(["label", "file_name"])
-
-    def row(index: int) -> dict[str, Any]:
-        data = _stored_bytes(source, index, short_side)
-        return {"image": data, "label": int(source.labels[index]), "file_name": names[index]}
-
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(source), _ROWS_AT_ONCE):
-            rows = list(pool.map(row, range(start, min(start + _ROWS_AT_ONCE, len(source)))))
-            writer.write_raw_data(rows)
-            logger.info("%s: %d of %d images", split, start + len(rows), len(source))
-    writer.commit()
 
 
 def _stored_bytes(source: ImageSource, index: int, short_side: Optional[int]) -> bytes:

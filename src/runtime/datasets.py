@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from src.errors import UserError
+from src.runtime.json_files import read_json, write_json
 
 logger = logging.getLogger("focal")
 
@@ -97,17 +97,17 @@ def unpack_archives(source: Path, target: Path, remove: bool = False) -> bool:
         if folder.exists() and not record.exists():
             logger.info("%s: there already, not unpacked from %s", folder, archive)
             continue
-        if folder.exists() and _read_record(record) == identity:
+        if folder.exists() and read_json(record) == identity:
             logger.info("%s: unpacked before", folder)
         else:
             logger.info("unpacking %s to %s", archive, folder)
-            _unpack(archive, folder, record, json.dumps(identity))
+            _unpack(archive, folder, record, identity)
         if remove:
             archive.unlink()
     return bool(archives)
 
 
-def _unpack(archive: Path, folder: Path, record: Path, identity: str) -> None:
+def _unpack(archive: Path, folder: Path, record: Path, identity: dict[str, Any]) -> None:
     """Unpack beside `folder`, write `record`, and put the result in the place of what `folder` was."""
     from src.data.archive import unpack_archive
 
@@ -120,16 +120,10 @@ def _unpack(archive: Path, folder: Path, record: Path, identity: str) -> None:
             shutil.rmtree(former, ignore_errors=True)
             folder.rename(former)
         # Only while there is no folder: whenever this ends, what the record says is there, or nothing is.
-        record.write_text(identity, encoding="utf-8")
+        write_json(record, identity)
         draft.rename(folder)
         shutil.rmtree(former, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot unpack {archive} to {folder} ({error.strerror or error}); see --cache_dir") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _read_record(path: Path) -> object:
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))
-    return None

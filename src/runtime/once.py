@@ -8,7 +8,6 @@ lives: nobody waits for a dead process.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -23,6 +22,7 @@ import numpy as np
 
 from src.errors import UserError
 from src.runtime.device import Device, all_reduce_sum
+from src.runtime.json_files import read_json, write_json
 
 logger = logging.getLogger("focal")
 
@@ -106,7 +106,7 @@ def _wait(marker: Path, what: str, timeout: float) -> None:
     start = heard = reminded = time.monotonic()
     last: Optional[dict[str, Any]] = None
     while True:
-        state = _read(marker)
+        state = read_json(marker)
         now = time.monotonic()
         if state is not None and state != last:
             last, heard = state, now
@@ -125,23 +125,13 @@ def _wait(marker: Path, what: str, timeout: float) -> None:
 
 
 def _write(marker: Path, state: str, reason: str = "") -> None:
-    content = {"state": state, "reason": reason, "pid": os.getpid(), "time": time.time()}
-    draft = marker.with_suffix(".tmp")
-    draft.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(draft, marker)
-
-
-def _read(marker: Path) -> Optional[dict[str, Any]]:
-    try:
-        return json.loads(marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    write_json(marker, {"state": state, "reason": reason, "pid": os.getpid(), "time": time.time()})
 
 
 def remove_stale_markers(folder: Path) -> None:
     """Remove markers whose process has ended; those of a job still running beside this one stay."""
     for marker in folder.glob("*.json"):
-        state = _read(marker)
+        state = read_json(marker)
         if state is None or not _is_alive(int(state.get("pid", 0))):
             logger.info("removing the stale marker %s", marker.name)
             with contextlib.suppress(OSError):

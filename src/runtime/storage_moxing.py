@@ -21,6 +21,7 @@ from src.config.schema import Config
 from src.errors import UserError
 from src.runtime.datasets import archive_stem, choose_dataset, looks_like_dataset, unpack_archives
 from src.runtime.device import Device
+from src.runtime.json_files import read_json, write_json
 from src.runtime.storage import MOXING, Storage, is_remote
 from src.runtime.upload import with_retries
 
@@ -222,10 +223,7 @@ def _prepare_target(target: Path, wanted: list[list[str]]) -> bool:
         UserError: files that are not ours lie there.
     """
     target.mkdir(parents=True, exist_ok=True)
-    try:
-        record = json.loads((target / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = None
+    record = read_json(target / RECORD)
     if record is None and any(target.iterdir()):
         raise UserError(
             f"cache_dir: {target} holds files that were not copied by this program; use them with --data_url {target}, "
@@ -242,9 +240,7 @@ def _prepare_target(target: Path, wanted: list[list[str]]) -> bool:
 
 def _write_record(target: Path, sources: list[list[str]], complete: bool) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    draft = target / f"{RECORD}.tmp"
-    draft.write_text(json.dumps({"sources": sources, "complete": complete}), encoding="utf-8")
-    os.replace(draft, target / RECORD)
+    write_json(target / RECORD, {"sources": sources, "complete": complete})
 
 
 def copy_file(moxing: ModuleType, url: str, place: Path) -> None:

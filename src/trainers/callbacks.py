@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import math
 import os
 import time
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Optional
 import numpy as np
 
 from src.errors import UserError
+from src.runtime.json_files import finite_or_none
 from src.trainers.train_one_step import OUTPUTS
 
 logger = logging.getLogger("focal")
@@ -145,25 +146,21 @@ class MetricsFiles:
         self.path = Path(output_folder) / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # By epoch: with another number of devices, updates are counted anew.
-        lines = _whole_lines(self.path)
-        kept = [line for line in lines if json.loads(line)["epoch"] <= epoch + 1e-6]
+        kept, dropped = [], []
+        for record in _read_records(self.path):
+            (kept if record["epoch"] <= epoch + 1e-6 else dropped).append(record)
         fresh = self.path.with_suffix(".new")
-        fresh.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        fresh.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         os.replace(fresh, self.path)  # a crash here loses neither version
         self._cut_off = False  # whether the last record could not be written in whole
-        dropped = [json.loads(line)["update"] for line in lines if line not in kept]
-        purge = min(dropped, default=None)
-        if purge is not None and any(json.loads(line)["update"] >= purge for line in kept):
+        purge = min((record["update"] for record in dropped), default=None)
+        if purge is not None and any(record["update"] >= purge for record in kept):
             purge = None  # updates were counted anew before: TensorBoard would hide what stays
         self._events = Events.open(tensorboard_folder, purge)
 
     def write(self, kind: str, update: int, epoch: float, values: dict[str, Any]) -> None:
         """Add one record; `values` that are numbers also go to TensorBoard as `<kind>/<name>`."""
-        # JSON has no NaN or infinity, and a curve no place for them.
-        values = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()
-        }
+        values = finite_or_none(values)  # a curve has no place for the others either
         record = {"kind": kind, "update": update, "epoch": round(epoch, 6), **values}
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -234,18 +231,15 @@ class Events:
             self._writer = None
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Lines of a JSON-lines file; a last line that a crash cut off is left out."""
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    """Records of a JSON-lines file; a last line that a crash cut off is left out."""
     if not path.exists():
         return []
-    lines = []
+    records = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            json.loads(line)
-        except ValueError:
-            continue
-        lines.append(line)
-    return lines
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 def format_duration(seconds: float) -> str:

@@ -89,7 +89,8 @@ def test_copies_of_archives_are_removed_once_unpacked(tmp_path: Path) -> None:
     assert not archive.exists() and (tmp_path / "digits" / "train" / "cat" / "1.jpg").exists()
 
 
-def test_another_archive_of_the_same_name_replaces_what_the_first_left(tmp_path: Path) -> None:
+def replaced_archive(tmp_path: Path) -> Path:
+    """A folder with digits.zip, whose train/cat/2.jpg was 1.jpg in the version unpacked to `cache` before."""
     source = tmp_path / "mounted"
     source.mkdir()
     made = make(tmp_path / "made")
@@ -97,6 +98,11 @@ def test_another_archive_of_the_same_name_replaces_what_the_first_left(tmp_path:
     unpack_archives(source, tmp_path / "cache")
     (made / "train" / "cat" / "1.jpg").rename(made / "train" / "cat" / "2.jpg")
     shutil.make_archive(str(source / "digits"), "zip", made)
+    return source
+
+
+def test_another_archive_of_the_same_name_replaces_what_the_first_left(tmp_path: Path) -> None:
+    source = replaced_archive(tmp_path)
     unpack_archives(source, tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache" / "digits" / "train" / "cat").iterdir()] == ["2.jpg"]
 
@@ -105,13 +111,7 @@ def test_another_archive_of_the_same_name_replaces_what_the_first_left(tmp_path:
 def test_a_kill_while_one_replaces_the_other_leaves_neither_half(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
-    source = tmp_path / "mounted"
-    source.mkdir()
-    made = make(tmp_path / "made")
-    shutil.make_archive(str(source / "digits"), "zip", made)
-    unpack_archives(source, tmp_path / "cache")
-    (made / "train" / "cat" / "1.jpg").rename(made / "train" / "cat" / "2.jpg")
-    shutil.make_archive(str(source / "digits"), "zip", made)
+    source = replaced_archive(tmp_path)
     real, done = Path.rename, []
 
     def rename(self: Path, target: Path) -> Path:

@@ -56,15 +56,21 @@ def test_importing_the_runtime_imports_no_framework() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 
+def errors_of_giving_up(code: str) -> str:
+    """What a program writes to stderr before it ends by a time limit."""
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
+    assert result.returncode == device_module.TIMEOUT_EXIT_CODE
+    return result.stderr
+
+
 def test_a_wait_that_never_ends_ends_the_process() -> None:
     code = (
         "import time, logging; logging.basicConfig()\n"
         "from src.runtime.device import waiting\n"
         "with waiting('the moon', 1.0): time.sleep(60)"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
-    assert result.returncode == device_module.TIMEOUT_EXIT_CODE
-    assert "rank 0 waited 1 s for the moon and gives up" in result.stderr
+    errors = errors_of_giving_up(code)
+    assert "rank 0 waited 1 s for the moon and gives up" in errors
 
 
 def test_training_without_progress_ends_the_process() -> None:
@@ -77,9 +83,8 @@ def test_training_without_progress_ends_the_process() -> None:
         "for _ in range(6): watch.beat(); time.sleep(0.3)\n"
         "time.sleep(60)"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
-    assert result.returncode == device_module.TIMEOUT_EXIT_CODE
-    assert re.search(r"rank 3: no step finished for \d+ s \(step_timeout 1\)", result.stderr)
+    errors = errors_of_giving_up(code)
+    assert re.search(r"rank 3: no step finished for \d+ s \(step_timeout 1\)", errors)
 
 
 def test_a_first_step_that_never_comes_ends_the_process() -> None:
@@ -90,9 +95,8 @@ def test_a_first_step_that_never_comes_ends_the_process() -> None:
         "device.ProgressWatch(1.0, rank=3).start()\n"
         "time.sleep(60)"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
-    assert result.returncode == device_module.TIMEOUT_EXIT_CODE
-    assert re.search(r"rank 3: no step finished for \d+ s \(before the first step 2\)", result.stderr)
+    errors = errors_of_giving_up(code)
+    assert re.search(r"rank 3: no step finished for \d+ s \(before the first step 2\)", errors)
 
 
 @pytest.mark.parametrize("timeout", [0.0, 0.3])

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from src.config import load_config
+from src.trainers.losses import SoftTargetCrossEntropy
+from src.trainers.optimizer import create_optimizer
+from src.trainers.train_one_step import Ranks, TrainOneStep, trained_parameters
 from tests.unit.trainers.toy_network import ToyNetwork
 
 
@@ -54,3 +57,16 @@ def toy_gradients(weights: list[np.ndarray], inputs: np.ndarray, targets: np.nda
 @pytest.fixture
 def numpy_gradients():
     return toy_gradients
+
+
+@pytest.fixture
+def make_step(toy_network):
+    """A whole training step of the toy network."""
+
+    def make(config, seed=0):
+        network = toy_network(seed, True)
+        weights = trained_parameters(network)
+        optimizer = create_optimizer(weights, config.optim, config.model, np.full(50, 0.05))
+        return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, Ranks())
+
+    return make

@@ -131,23 +131,27 @@ def test_a_broken_newest_falls_back_and_says_so(tmp_path, caplog):
     assert last.newest() is None
 
 
-@pytest.mark.parametrize("renames", range(1, 7))
-def test_a_crash_at_any_rename_loses_nothing(tmp_path, monkeypatch, renames):
-    last = LastCheckpoints(tmp_path, keep=3)
-    for number in range(3):
-        last.save(tensors(number), {"number": number})
+def crash_at(monkeypatch, renames):
+    """os.replace that ends the process, so to speak, instead of doing its `renames`-th rename."""
     real, done = os.replace, []
 
-    def crash_at(source, target):
+    def replace(source, target):
         done.append(target)
         if len(done) == renames:
             raise KeyboardInterrupt
         real(source, target)
 
-    monkeypatch.setattr(checkpoint_module.os, "replace", crash_at)
-    with contextlib.suppress(KeyboardInterrupt):
+    monkeypatch.setattr(checkpoint_module.os, "replace", replace)
+
+
+@pytest.mark.parametrize("renames", range(1, 7))
+def test_a_crash_at_any_rename_loses_nothing(tmp_path, monkeypatch, renames):
+    last = LastCheckpoints(tmp_path, keep=3)
+    for number in range(3):
+        last.save(tensors(number), {"number": number})
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        crash_at(patch, renames)
         last.save(tensors(3), {"number": 3})
-    monkeypatch.setattr(checkpoint_module.os, "replace", real)
     expected = 2 if renames == 1 else 3  # the first rename is the one that makes the new file whole
     assert last.newest().meta["number"] == expected
     last.save(tensors(4), {"number": 4})
@@ -242,18 +246,9 @@ def test_a_crash_at_any_rename_loses_none_of_the_best(tmp_path, monkeypatch, ren
     best = BestCheckpoints(tmp_path, keep=3)
     for number, score in enumerate((70.0, 80.0)):
         offer(best, score, number)
-    real, done = os.replace, []
-
-    def crash_at(source, target):
-        done.append(target)
-        if len(done) == renames:
-            raise KeyboardInterrupt
-        real(source, target)
-
-    monkeypatch.setattr(checkpoint_module.os, "replace", crash_at)
-    with contextlib.suppress(KeyboardInterrupt):
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        crash_at(patch, renames)
         offer(best, 90.0, 2)
-    monkeypatch.setattr(checkpoint_module.os, "replace", real)
     assert offer(BestCheckpoints(tmp_path, keep=3), 10.0, 9) is not None or renames > 1
     scores = [score for score, _ in read_best(tmp_path)]
     # The first rename is the one that makes the new file whole.
@@ -300,19 +295,6 @@ def test_damaged_metadata_is_one_error(tmp_path, text):
     ms.save_checkpoint([weight], str(path), append_dict={"focal.meta": text}, crc_check=True)
     with pytest.raises(CheckpointError, match="focal.meta"):
         read_checkpoint(path)
-
-
-def crash_at(monkeypatch, renames):
-    """os.replace that ends the process, so to speak, instead of doing its `renames`-th rename."""
-    real, done = os.replace, []
-
-    def replace(source, target):
-        done.append(target)
-        if len(done) == renames:
-            raise KeyboardInterrupt
-        real(source, target)
-
-    monkeypatch.setattr(checkpoint_module.os, "replace", replace)
 
 
 @pytest.mark.parametrize("renames", range(1, 8))

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from src.config import ConfigError
 from src.runtime.device import Device
 from src.trainers.checkpoint import write_checkpoint
-from src.trainers.losses import SoftTargetCrossEntropy
-from src.trainers.optimizer import create_optimizer
 from src.trainers.setup import resume_state
-from src.trainers.train_one_step import Ranks, TrainOneStep, trained_parameters
 from src.trainers.train_state import Progress, collect_tensors, make_meta
-
-
-@pytest.fixture
-def make_step(toy_network):
-    def make(config):
-        network = toy_network(0, True)
-        optimizer = create_optimizer(trained_parameters(network), config.optim, config.model, np.full(50, 0.05))
-        return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, Ranks())
-
-    return make
 
 
 def write(path, config, step, update):

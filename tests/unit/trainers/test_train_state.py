@@ -10,21 +10,7 @@ from mindspore import Tensor
 
 from src.config import ConfigError
 from src.trainers.checkpoint import read_checkpoint, write_checkpoint
-from src.trainers.losses import SoftTargetCrossEntropy
-from src.trainers.optimizer import create_optimizer
-from src.trainers.train_one_step import Ranks, TrainOneStep, trained_parameters
 from src.trainers.train_state import Progress, changed_settings, collect_tensors, make_meta, restore, weights_only
-
-
-@pytest.fixture
-def make_step(toy_network):
-    def make(config, seed=0):
-        network = toy_network(seed, True)
-        weights = trained_parameters(network)
-        optimizer = create_optimizer(weights, config.optim, config.model, np.full(50, 0.05))
-        return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, Ranks())
-
-    return make
 
 
 def train(step, batch, steps):
