@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any, Optional
 
-from src.config import Config, ConfigError, config_from_command_line
-from src.errors import run_main
-from src.runtime.json_files import finite_or_none
-from src.runtime.signals import StopSignals
-from src.trainers.paths import check_input_files, check_output_file
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))  # a plain checkout needs no installation
+
+from focal.checkpoint.paths import check_input_files, check_output_file
+from focal.config import Config, ConfigError, config_from_command_line
+from focal.distributed.signals import StopSignals
+from focal.errors import run_main
+from focal.json_files import finite_or_none
 
 logger = logging.getLogger("focal")
 
@@ -23,8 +25,8 @@ def main() -> Optional[int]:
     # Before NumPy and MindSpore start threads, see StopSignals; importing them takes seconds, so they come after the
     # command line is known to be right.
     with StopSignals(at_once=True):
-        from src.runtime.launcher import is_worker, launch_if_needed
-        from src.runtime.storage import on_cloud_platform
+        from focal.cloud.storage import on_cloud_platform
+        from focal.distributed.launcher import is_worker, launch_if_needed
 
         in_cloud = on_cloud_platform()
         config, unknown_arguments = config_from_command_line(sys.argv[1:], __doc__, tolerate_unknown=in_cloud)
@@ -41,10 +43,10 @@ def main() -> Optional[int]:
 
 def run_worker(config: Config, unknown_arguments: list[str]) -> int:
     """Device, data, network, figures."""
-    from src.runtime.compat import check_versions
-    from src.runtime.device import setup_device, shutdown
-    from src.runtime.logging import setup_logging
-    from src.runtime.storage import open_storage
+    from focal.cloud.storage import open_storage
+    from focal.distributed.device import setup_device, shutdown
+    from focal.distributed.logging import setup_logging
+    from focal.distributed.versions import check_versions
 
     device = setup_device(config.run)
     setup_logging(device)
@@ -59,11 +61,11 @@ def run_worker(config: Config, unknown_arguments: list[str]) -> int:
 
 def run_evaluation(config: Config, device: Any, data_folder: str) -> Any:
     """Accuracy of the checkpoint over all images of val, on all ranks together."""
-    from src.data import EvalData, check_data
-    from src.evaluation import EvalStep, evaluate
-    from src.models import create_model
-    from src.models.inference import prepare_for_evaluation
-    from src.trainers.pretrained import assign_weights, read_weights
+    from focal.checkpoint.weights import assign_weights, read_weights
+    from focal.data import EvalData, check_data
+    from focal.evaluation import EvalStep, evaluate
+    from focal.models import create_model
+    from focal.models.inference import prepare_for_evaluation
 
     assert config.run.pretrained is not None
     weights = read_weights(config.run.pretrained, config.run.use_ema)

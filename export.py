@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Optional
 
-from src.config import Config, ConfigError, config_from_command_line, for_one_process
-from src.errors import run_main
-from src.trainers.paths import check_input_files
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))  # a plain checkout needs no installation
+
+from focal.checkpoint.paths import check_input_files
+from focal.config import Config, ConfigError, config_from_command_line, for_one_process
+from focal.errors import run_main
 
 
 def main() -> Optional[int]:
@@ -27,12 +30,12 @@ def main() -> Optional[int]:
 def export(config: Config) -> int:
     """The job: checks that cost nothing, device, network, file."""
     # MindSpore takes seconds to import: not before the command line is known to be right.
-    from src.export import check_export, export_network, find_images, load_images
-    from src.models import create_model
-    from src.runtime.compat import check_versions
-    from src.runtime.device import setup_device
-    from src.runtime.logging import setup_logging
-    from src.trainers.pretrained import load_weights
+    from focal.checkpoint.weights import load_weights
+    from focal.distributed.device import setup_device
+    from focal.distributed.logging import setup_logging
+    from focal.distributed.versions import check_versions
+    from focal.export.mindir import check_export, export_network, find_images, load_images
+    from focal.models import create_model
 
     path = check_export(config)
     paths = find_images(config.data.data_url)

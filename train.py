@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any, Optional
 
-from src.config import Config, config_from_command_line
-from src.errors import run_main
-from src.runtime.signals import StopSignals
-from src.trainers.paths import check_input_files
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))  # a plain checkout needs no installation
+
+from focal.checkpoint.paths import check_input_files
+from focal.config import Config, config_from_command_line
+from focal.distributed.signals import StopSignals
+from focal.errors import run_main
 
 
 def main() -> Optional[int]:
@@ -16,8 +19,8 @@ def main() -> Optional[int]:
     # Before NumPy and MindSpore start threads, see StopSignals; importing them takes seconds, so they come after the
     # command line is known to be right.
     with StopSignals() as stop:
-        from src.runtime.launcher import is_worker, launch_if_needed
-        from src.runtime.storage import on_cloud_platform
+        from focal.cloud.storage import on_cloud_platform
+        from focal.distributed.launcher import is_worker, launch_if_needed
 
         in_cloud = on_cloud_platform()
         config, unknown_arguments = config_from_command_line(sys.argv[1:], __doc__, tolerate_unknown=in_cloud)
@@ -32,10 +35,10 @@ def main() -> Optional[int]:
 
 def run_worker(config: Config, unknown_arguments: list[str], stop: Any) -> int:
     """Device, storage, training, results."""
-    from src.runtime.compat import check_versions
-    from src.runtime.device import setup_device, shutdown
-    from src.runtime.logging import setup_logging
-    from src.runtime.storage import open_storage, resolve_output_folder
+    from focal.cloud.storage import open_storage, resolve_output_folder
+    from focal.distributed.device import setup_device, shutdown
+    from focal.distributed.logging import setup_logging
+    from focal.distributed.versions import check_versions
 
     device = setup_device(config.run)
     setup_logging(device, resolve_output_folder(config))
@@ -48,10 +51,10 @@ def run_worker(config: Config, unknown_arguments: list[str], stop: Any) -> int:
 
 def train(config: Config, device: Any, storage: Any, stop: Any) -> int:
     """Data, network, step, state, run; returns the exit code."""
-    from src.data import EvalData, TrainData, check_data
-    from src.evaluation import EvalStep
-    from src.trainers.setup import build_network, build_train_step, open_outputs, resume_state
-    from src.trainers.training import Training
+    from focal.data import EvalData, TrainData, check_data
+    from focal.evaluation import EvalStep
+    from focal.trainers.setup import build_network, build_train_step, open_outputs, resume_state
+    from focal.trainers.trainer import Training
 
     layout = check_data(config, storage.data_folder())
     train_data = TrainData(config, layout, device.rank, device.world_size)

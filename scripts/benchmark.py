@@ -11,20 +11,20 @@ import logging
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "src"), str(Path(__file__).resolve().parents[1])]
 
 # Subcommand -> module with add_arguments(parser) and run(config, arguments), and what it measures.
 BENCHMARKS = {
-    "infer": ("src.benchmark.network", "speed of the forward pass"),
-    "train": ("src.benchmark.network", "speed of the training step"),
-    "export": ("src.benchmark.network", "speed of an exported file (--file_format MINDIR or ONNX)"),
-    "data": ("src.benchmark.data_pipeline", "images per second of the training data pipeline, by stage"),
+    "infer": ("tools.benchmark.network", "speed of the forward pass"),
+    "train": ("tools.benchmark.network", "speed of the training step"),
+    "export": ("tools.benchmark.network", "speed of an exported file (--file_format MINDIR or ONNX)"),
+    "data": ("tools.benchmark.data_pipeline", "images per second of the training data pipeline, by stage"),
 }
 
 
 def main() -> None:
-    from src.config import config_from_command_line, for_one_process
-    from src.trainers.paths import check_output_file
+    from focal.checkpoint.paths import check_output_file
+    from focal.config import config_from_command_line, for_one_process
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -41,6 +41,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from src.errors import run_main
+    from focal.errors import run_main
 
     run_main(main)

@@ -11,12 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 
 def main() -> int:
-    from src.data.inspection import find_unreadable
-    from src.data.layout import find_layout
+    from focal.data.folder import find_layout
+    from focal.data.inspection import find_unreadable
 
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text, and is still to be told
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -38,6 +38,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from src.errors import run_main
+    from focal.errors import run_main
 
     run_main(main)

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from src.config import ConfigError, config_from_command_line  # noqa: E402
-from src.errors import run_main  # noqa: E402
+from focal.config import ConfigError, config_from_command_line  # noqa: E402
+from focal.errors import run_main  # noqa: E402
 
 WEIGHT_FILES = (".pth", ".pt", ".safetensors", ".npz")
 
@@ -30,7 +30,7 @@ def main() -> Optional[int]:
     import mindspore as ms
 
     ms.set_context(mode=ms.PYNATIVE_MODE, device_target="CPU")
-    from src.models.convert import convert_from_checkpoint, convert_to_checkpoint
+    from focal.checkpoint.convert import convert_from_checkpoint, convert_to_checkpoint
 
     if target.endswith(".ckpt"):
         for note in convert_to_checkpoint(source, target, config):

@@ -15,14 +15,14 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 
 def main() -> None:
-    from src.data.layout import find_layout
-    from src.data.mindrecord import check_output, write_mindrecord
-    from src.data.sources import FolderSource
-    from src.errors import UserError
+    from focal.data.folder import find_layout
+    from focal.data.mindrecord import check_output, write_mindrecord
+    from focal.data.sources import FolderSource
+    from focal.errors import UserError
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_url", required=True, help="folder with train/ and val/")
@@ -53,6 +53,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from src.errors import run_main
+    from focal.errors import run_main
 
     run_main(main)

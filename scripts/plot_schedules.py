@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any, Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from src.config import load_config  # noqa: E402
-from src.errors import UserError, run_main  # noqa: E402
-from src.trainers.lr_schedule import learning_rate_factor, learning_rates  # noqa: E402
+from focal.config import load_config  # noqa: E402
+from focal.errors import UserError, run_main  # noqa: E402
+from focal.trainers.lr_schedule import learning_rate_factor, learning_rates  # noqa: E402
 
 SCHEDULES = ("cosine_lr", "constant_lr", "multistep_lr", "exp_lr", "polynomial")
 UPDATES_PER_EPOCH = 50  # enough for a smooth line

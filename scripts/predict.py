@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from src.config import ConfigError, config_from_command_line, for_one_process  # noqa: E402
-from src.errors import run_main  # noqa: E402
-from src.trainers.paths import check_checkpoint_files  # noqa: E402
+from focal.checkpoint.paths import check_checkpoint_files  # noqa: E402
+from focal.config import ConfigError, config_from_command_line, for_one_process  # noqa: E402
+from focal.errors import run_main  # noqa: E402
 
 
 def main() -> Optional[int]:
@@ -29,9 +29,9 @@ def main() -> Optional[int]:
         raise ConfigError(f"image: {missing[0]} does not exist")
     check_checkpoint_files(config.run)
     config = for_one_process(config)
-    from src.predict import classify, open_model
-    from src.runtime.compat import check_versions
-    from src.runtime.device import setup_device
+    from focal.distributed.device import setup_device
+    from focal.distributed.versions import check_versions
+    from focal.predict import classify, open_model
 
     setup_device(config.run)
     check_versions()

@@ -1,14 +1,47 @@
-"""Print the closing table of the quickstart: python scripts/quickstart_summary.py FOLDER SECONDS"""
+"""Print the closing table of the quickstart, and its last line for machines.
+
+python scripts/quickstart_summary.py FOLDER SECONDS
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.quickstart.summary import summarise  # noqa: E402
+def summarise(output: Path, best: dict, averaged: dict, export_log: str, mindir: Path, seconds: int) -> str:
+    """Text of the closing table.
+
+    Args:
+        output: train_url of the training.
+        best, averaged: what eval.py wrote as JSON for the raw and the averaged weights of the best checkpoint.
+        export_log: what export.py printed.
+        mindir: exported file.
+        seconds: of the whole run, installation aside.
+    """
+    epochs = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    speeds = sorted(entry["images_per_second"] for entry in epochs if "images_per_second" in entry)
+    match = re.search(r"largest difference of logits on \d+ images: (\S+)", export_log)
+    assert match is not None, "export.py did not print its comparison"
+    rows = [
+        ("top-1 accuracy", f"{best['top1']:.2f} %"),
+        ("top-1 accuracy of the averaged weights (EMA)", f"{averaged['top1']:.2f} %"),
+        ("held-out images", str(best["images"])),
+        ("training speed", f"{speeds[len(speeds) // 2]:.0f} images/s"),
+        ("evaluation speed", f"{best['images_per_second']:.0f} images/s"),
+        ("best checkpoint", str(output / "best" / "best.ckpt")),
+        ("exported network", str(mindir)),
+        ("log, metrics, TensorBoard", f"{output / 'log'}, {output / 'metrics.jsonl'}, {output / 'tensorboard'}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name.ljust(width)}  {value}" for name, value in rows]
+    lines.append(
+        f"quickstart: top1={best['top1']:.2f} ema_top1={averaged['top1']:.2f} images={best['images']} "
+        f"mindir_max_abs_diff={match.group(1)} seconds={seconds}"
+    )
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -11,14 +11,14 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 
 def main() -> None:
-    from src.config import config_from_command_line
-    from src.data import TrainData, check_data
-    from src.data.inspection import contact_sheet
-    from src.errors import UserError
+    from focal.config import config_from_command_line
+    from focal.data import TrainData, check_data
+    from focal.data.inspection import contact_sheet
+    from focal.errors import UserError
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--output", default="batch.png")
@@ -40,6 +40,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from src.errors import run_main
+    from focal.errors import run_main
 
     run_main(main)

@@ -12,7 +12,7 @@ versions=("$@")
 # train.py itself on one and on two processes.
 quick_tests=(
     tests/unit/runtime
-    tests/unit/trainers/test_checkpoint.py
+    tests/unit/checkpoint/test_files.py
     tests/numerics/test_train_trajectory.py
     "tests/numerics/test_model_parity.py::test_logits_and_stages[nano_v1]"
     "tests/numerics/test_model_parity.py::test_logits_and_stages[nano_v2_useconv]"

@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
+sys.path[:0] = [str(REPOSITORY / "src"), str(REPOSITORY)]
 
-from src.config import Config, config_from_command_line  # noqa: E402
-from src.errors import run_main  # noqa: E402
-from src.runtime.device import Device, setup_device, shutdown  # noqa: E402
-from src.runtime.launcher import launch_if_needed  # noqa: E402
-from src.runtime.logging import setup_logging  # noqa: E402
-from src.runtime.storage import open_storage, resolve_output_folder  # noqa: E402
+from focal.cloud.storage import open_storage, resolve_output_folder  # noqa: E402
+from focal.config import Config, config_from_command_line  # noqa: E402
+from focal.distributed.device import Device, setup_device, shutdown  # noqa: E402
+from focal.distributed.launcher import launch_if_needed  # noqa: E402
+from focal.distributed.logging import setup_logging  # noqa: E402
+from focal.errors import run_main  # noqa: E402
 
 
 def main() -> int:
@@ -60,7 +60,7 @@ def collectives(device: Device) -> dict:
     import mindspore as ms
     import numpy as np
 
-    from src.runtime.device import all_reduce_sum, barrier, broadcast_parameters
+    from focal.distributed.device import all_reduce_sum, barrier, broadcast_parameters
 
     rank = device.rank
     generator = np.random.default_rng(rank)
@@ -87,8 +87,8 @@ def collectives(device: Device) -> dict:
 
 def install_moxing(store: Path, fails: bool) -> None:
     """The stand-in moxing, slow enough that a rank that does not wait would be found out."""
-    from src.runtime import upload
-    from tests.unit.runtime.fake_moxing import make_moxing
+    from focal.cloud import upload
+    from tests.unit.cloud.fake_moxing import make_moxing
 
     upload.FIRST_PAUSE = 0.05
     module = make_moxing(store)
@@ -123,7 +123,7 @@ def bring_data(config: Config, device: Device, storage: object) -> None:
 
 def die_with_results(device: Device, storage: object) -> None:
     """Rank 0 is killed (out of memory, say) with results that it has not sent."""
-    from src.runtime.device import barrier
+    from focal.distributed.device import barrier
 
     barrier("both are here", timeout=60)
     if device.is_main:
@@ -136,7 +136,7 @@ def work_for_ever(config: Config, device: Device) -> None:
     """Train on nothing, all ranks in step, until something happens."""
     import numpy as np
 
-    from src.runtime.device import all_reduce_sum
+    from focal.distributed.device import all_reduce_sum
 
     start = time.time()
     step = 0

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
+sys.path[:0] = [str(REPOSITORY / "src"), str(REPOSITORY)]
 
-from src.errors import run_main  # noqa: E402
+from focal.errors import run_main  # noqa: E402
 
 RANK = int(os.environ.get("MS_NODE_ID", "0"))
 LAST_RANK = int(os.environ.get("MS_WORKER_NUM", "1")) - 1
@@ -39,10 +39,11 @@ def spy() -> None:
     """Put the observer into the modules that train.py is about to use."""
     import mindspore as ms
 
-    import src.data
-    from src.trainers import setup, training
+    import focal.data
+    from focal.trainers import setup
+    from focal.trainers import trainer as training
 
-    build, run, batches = setup.build_network, training.Training.run, src.data.TrainData.epoch
+    build, run, batches = setup.build_network, training.Training.run, focal.data.TrainData.epoch
     bad_steps = [int(step) for step in os.environ.get("FOCAL_SPY_BAD_STEPS", "").split(",") if step]
 
     def build_unequal(*arguments: Any) -> Any:
@@ -70,7 +71,7 @@ def spy() -> None:
 
     setup.build_network = build_unequal
     training.Training.run = run_watched
-    src.data.TrainData.epoch = batches_with_bad
+    focal.data.TrainData.epoch = batches_with_bad
 
 
 def main() -> Any:

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config import load_config
-from src.config.schema import Config
-from src.data import EvalData, TrainData, check_data
-from src.data.batches import TrainBatches
-from src.errors import UserError
+from focal.config import load_config
+from focal.config.schema import Config
+from focal.data import EvalData, TrainData, check_data
+from focal.data.batches import TrainBatches
+from focal.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from src.runtime.device import TIMEOUT_EXIT_CODE
+from focal.distributed.device import TIMEOUT_EXIT_CODE
 from tests.integration.digits import write_digits
 from tests.integration.jobs import Job, job, python
 
@@ -88,7 +88,7 @@ def records(place: Path, name: str) -> list[dict]:
 
 
 def state(place: Path, name: str) -> dict[str, np.ndarray]:
-    from src.trainers.checkpoint import read_checkpoint
+    from focal.checkpoint.files import read_checkpoint
 
     return read_checkpoint(place / name / "checkpoints" / "last.ckpt").tensors
 
@@ -118,8 +118,8 @@ def test_ranks_start_and_end_equal(pair: Path) -> None:
 def test_two_processes_equal_one_with_twice_the_batch(pair: Path) -> None:
     one, two = state(pair, "one"), state(pair, "two")
     assert one.keys() == two.keys()
-    from src.config import load_config
-    from src.models import create_model
+    from focal.config import load_config
+    from focal.models import create_model
 
     weights = {p.name for p in create_model(load_config(pair / "nano.yaml")).trainable_params()}
     worst = {name: float(np.abs(one[name].astype(np.float64) - two[name]).max()) for name in one}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.quickstart.digits import write_digits
+from scripts.make_digits import write_digits
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--config", "configs/quickstart_digits.yaml", "--device_target", "CPU"]
@@ -29,9 +29,9 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """Weights of the quickstart's network, untrained; they need not be good, only the same everywhere."""
-    from src.config import load_config
-    from src.models import create_model
-    from src.trainers.checkpoint import write_checkpoint
+    from focal.checkpoint.files import write_checkpoint
+    from focal.config import load_config
+    from focal.models import create_model
 
     network = create_model(load_config(ROOT / "configs/quickstart_digits.yaml", {"seed": 3}))
     path = tmp_path_factory.mktemp("weights") / "network.ckpt"
@@ -63,10 +63,10 @@ def test_export_and_predict_agree_with_the_checkpoint(file_format, digits, check
 
 def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
     """The comparison can fail: a network whose file computes something else is refused and leaves no file."""
-    from src import export
-    from src.config import load_config
-    from src.errors import UserError
-    from src.models import create_model
+    from focal.config import load_config
+    from focal.errors import UserError
+    from focal.export import mindir as export
+    from focal.models import create_model
 
     config = load_config(ROOT / "configs/quickstart_digits.yaml", {"file_format": "ONNX"})
     images = export.load_images(export.find_images(str(digits), 2), config)
@@ -116,7 +116,7 @@ def test_predict_errors(digits, checkpoint, tmp_path):
 
 
 def test_find_images_spreads_over_classes(digits):
-    from src.export import find_images
+    from focal.export.mindir import find_images
 
     found = find_images(str(digits), 8)
     assert len({Path(path).parent for path in found}) == 8
@@ -125,7 +125,7 @@ def test_find_images_spreads_over_classes(digits):
 def test_folded_bias_changes_nothing(pynative_mode):
     import mindspore as ms
 
-    from src.models.inference import prepare_for_export
+    from focal.models.inference import prepare_for_export
     from tests.numerics.reference_cases import case_input, loaded_network
 
     network, images = loaded_network("nano_v2"), ms.Tensor(case_input("nano_v2"))
@@ -135,7 +135,7 @@ def test_folded_bias_changes_nothing(pynative_mode):
 
 
 def test_summary_line_is_machine_readable(tmp_path):
-    from src.quickstart.summary import summarise
+    from scripts.quickstart_summary import summarise
 
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"images_per_second": 10.0}) + "\n")
     best = {"top1": 98.3333, "images": 360, "images_per_second": 50.0}

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from src.config import load_config
-from src.data import EvalData, TrainData, check_data
-from src.evaluation import EvalStep
-from src.runtime.device import Device
-from src.runtime.signals import StopSignals
-from src.trainers import training as training_module
-from src.trainers.callbacks import MetricsFiles, TrainingDiverged
-from src.trainers.checkpoint import BestCheckpoints, LastCheckpoints, read_checkpoint, write_checkpoint
-from src.trainers.setup import build_network, build_train_step
-from src.trainers.train_state import Progress
-from src.trainers.training import Outputs, Training
+from focal.checkpoint.files import BestCheckpoints, LastCheckpoints, read_checkpoint, write_checkpoint
+from focal.checkpoint.resume import Progress
+from focal.config import load_config
+from focal.data import EvalData, TrainData, check_data
+from focal.distributed.device import Device
+from focal.distributed.signals import StopSignals
+from focal.evaluation import EvalStep
+from focal.trainers import trainer as training_module
+from focal.trainers.callbacks import MetricsFiles, TrainingDiverged
+from focal.trainers.setup import build_network, build_train_step
+from focal.trainers.trainer import Outputs, Training
 from tests.integration.jobs import REPOSITORY, job
 from tests.integration.train_jobs import command, losses, make_workplace, records
 

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from src.trainers.checkpoint import read_checkpoint
+from focal.checkpoint.files import read_checkpoint
 from tests.integration.jobs import job
 from tests.integration.train_jobs import UPDATES_PER_EPOCH, command, losses, make_workplace, records
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from src.config import Config, load_config
-from src.models import create_model
-from src.models.official_weights import load_official_state_dict, official_buffers
+from focal.checkpoint.official import load_official_state_dict, official_buffers
+from focal.config import Config, load_config
+from focal.models import create_model
 from tests.numerics import synthetic
 
 FOLDER = Path(__file__).parent / "reference"

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from mindspore import ops
 
-from src.models import create_model
-from src.models.multiply_adds import official_multiply_adds
-from src.models.official_weights import learnable_parameters, load_official_state_dict, official_buffers
+from focal.checkpoint.official import learnable_parameters, load_official_state_dict, official_buffers
+from focal.models import create_model
+from focal.models.macs import official_multiply_adds
 from tests.numerics.reference_cases import (
     LISTED,
     WITH_FIGURES,

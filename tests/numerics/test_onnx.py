@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.onnx_export.network import write_onnx
+from focal.export.onnx_network import write_onnx
 from tests.numerics.reference_cases import WITH_FIGURES, case_input, figures, loaded_network
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is an optional extra")

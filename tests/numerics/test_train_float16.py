@@ -8,12 +8,12 @@ import pytest
 from mindspore import Tensor
 from sklearn.datasets import load_digits
 
-from src.evaluation import EvalStep
-from src.models import create_model
-from src.runtime.precision import apply_precision
-from src.trainers.losses import SoftTargetCrossEntropy
-from src.trainers.optimizer import create_optimizer
-from src.trainers.train_one_step import OUTPUTS, TrainOneStep, trained_parameters
+from focal.evaluation import EvalStep
+from focal.models import create_model
+from focal.models.precision import apply_precision
+from focal.trainers.losses import SoftTargetCrossEntropy
+from focal.trainers.optimizer import create_optimizer
+from focal.trainers.train_one_step import OUTPUTS, TrainOneStep, trained_parameters
 from tests.numerics.reference_cases import case_config
 from tests.numerics.synthetic import digits_images, digits_split
 

@@ -7,12 +7,12 @@ import pytest
 from mindspore import Tensor
 from sklearn.datasets import load_digits
 
-from src.evaluation import EvalStep, averaged_weights
-from src.models import create_model
-from src.models.official_weights import load_official_state_dict
-from src.trainers.losses import SoftTargetCrossEntropy
-from src.trainers.optimizer import create_optimizer
-from src.trainers.train_one_step import OUTPUTS, TrainOneStep, trained_parameters
+from focal.checkpoint.official import load_official_state_dict
+from focal.evaluation import EvalStep, averaged_weights
+from focal.models import create_model
+from focal.trainers.losses import SoftTargetCrossEntropy
+from focal.trainers.optimizer import create_optimizer
+from focal.trainers.train_one_step import OUTPUTS, TrainOneStep, trained_parameters
 from tests.numerics.reference_cases import FOLDER, case_config, official_state
 from tests.numerics.synthetic import digits_images, digits_split
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
-from src import evaluation
-from src.errors import UserError
-from src.evaluation import EvalStep, averaged_weights, evaluate
-from src.trainers.ema import Ema
+from focal import evaluation
+from focal.errors import UserError
+from focal.evaluation import EvalStep, averaged_weights, evaluate
+from focal.trainers.ema import Ema
 
 
 class Identity(nn.Cell):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from src.config import ConfigError, load_config
-from src.config.zoo import published_archs
+from focal.config import ConfigError, load_config
+from focal.config.architectures import published_archs
 
 SEVERAL = {"node_num": 2, "device_num": 16, "master_port": 8118}
 

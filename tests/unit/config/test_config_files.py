@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.config import load_config
-from src.config.schema import SECTIONS
-from src.config.zoo import PAPER_TOP1, published_archs
-from src.models import list_models
-from src.models.multiply_adds import official_multiply_adds, true_multiply_adds
+from focal.config import load_config
+from focal.config.architectures import PAPER_TOP1, published_archs
+from focal.config.schema import SECTIONS
+from focal.models import list_models
+from focal.models.macs import official_multiply_adds, true_multiply_adds
 from tests.numerics.reference_cases import listing
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -105,7 +105,7 @@ def test_recipe_is_the_reports(path):
 def attributes_read() -> set[tuple[str, str]]:
     """(what it stands on, name) of every attribute in the code that does the work."""
     scripts = [ROOT / name for name in ("train.py", "eval.py", "export.py")] + sorted((ROOT / "scripts").glob("*.py"))
-    sources = [path for path in (ROOT / "src").rglob("*.py") if path.parent.name != "config"]
+    sources = [path for path in (ROOT / "src" / "focal").rglob("*.py") if path.parent.name != "config"]
     found = set()
     for path in sources + [path for path in scripts if path.exists()]:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -117,7 +117,7 @@ def attributes_read() -> set[tuple[str, str]]:
 
 
 def test_every_setting_is_read():
-    """As `model.depths`, `config.model.depths` or `self._model.depths`, outside src/config."""
+    """As `model.depths`, `config.model.depths` or `self._model.depths`, outside src/focal/config."""
     read = attributes_read()
     idle = [
         f"{section}.{field.name}"

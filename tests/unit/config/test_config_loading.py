@@ -6,9 +6,9 @@ import random
 import pytest
 import yaml
 
-from src.config import Config, ConfigError, config_from_command_line, load_config, save_config, to_flat_dict
-from src.config.loading import CONFIG_FOLDER
-from src.config.schema import SECTIONS
+from focal.config import Config, ConfigError, config_from_command_line, load_config, save_config, to_flat_dict
+from focal.config.loading import CONFIG_FOLDER
+from focal.config.schema import SECTIONS
 
 KEYS = {field.name: (section, field) for section, kind in SECTIONS.items() for field in dataclasses.fields(kind)}
 

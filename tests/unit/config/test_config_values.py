@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from src.config import ConfigError, config_from_command_line, load_config
+from focal.config import ConfigError, config_from_command_line, load_config
 
 
 def loaded(name, raw):

@@ -10,8 +10,8 @@ from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_sample_image
 
-from src.data.augment.crop import draw_crop, draw_interpolation, eval_crop, eval_resize, resized_crop
-from src.data.randomness import SAMPLE, generator
+from focal.data.randomness import SAMPLE, generator
+from focal.data.transforms.crop import draw_crop, draw_interpolation, eval_crop, eval_resize, resized_crop
 
 SCALE, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 BICUBIC = Image.Resampling.BICUBIC

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.decode import UnreadableImage, decode_rgb, read_file
+from focal.data.decode import UnreadableImage, decode_rgb, read_file
 
 
 def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:

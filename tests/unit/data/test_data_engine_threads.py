@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from src.data.engine import ThreadedBatches, iterate, make_dataset
+from focal.data.engine import ThreadedBatches, iterate, make_dataset
 
 
 class _Squares:

@@ -9,8 +9,14 @@ import pytest
 from PIL import Image, ImageChops, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
 
-from src.data.augment import image_ops
-from src.data.augment.rand_augment import INCREASING_OPERATIONS, OPERATIONS, DrawnOperation, RandAugment, parse_policy
+from focal.data.transforms import image_ops
+from focal.data.transforms.rand_augment import (
+    INCREASING_OPERATIONS,
+    OPERATIONS,
+    DrawnOperation,
+    RandAugment,
+    parse_policy,
+)
 
 FILL = (124, 116, 104)
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC

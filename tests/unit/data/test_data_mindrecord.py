@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config.schema import Config
-from src.data import check_data
-from src.data.decode import decode_rgb
-from src.data.layout import find_layout
-from src.data.mindrecord import find_shards, shrink
-from src.errors import UserError
+from focal.config.schema import Config
+from focal.data import check_data
+from focal.data.decode import decode_rgb
+from focal.data.folder import find_layout
+from focal.data.mindrecord import find_shards, shrink
+from focal.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

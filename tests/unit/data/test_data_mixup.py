@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from src.config.schema import AugmentConfig, Config
-from src.data.augment.mixup import Mix, apply_mix, draw_mix, mixed_targets
-from src.data.randomness import BATCH, generator
+from focal.config.schema import AugmentConfig, Config
+from focal.data.randomness import BATCH, generator
+from focal.data.transforms.mixup import Mix, apply_mix, draw_mix, mixed_targets
 
 HW = (32, 48)
 

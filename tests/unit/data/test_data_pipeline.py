@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config.schema import Config
-from src.data import EvalData, TrainData, check_data, load_eval_image
-from src.errors import UserError
+from focal.config.schema import Config
+from focal.data import EvalData, TrainData, check_data, load_eval_image
+from focal.errors import UserError
 
 PLAIN = {"auto_augment": "none", "color_jitter": 0.0, "re_prob": 0.0, "mix_up": 0.0, "cutmix": 0.0, "hflip": 0.0,
          "crop_scale": (1.0, 1.0), "crop_aspect": (1.2, 1.2), "label_smoothing": 0.0}  # fmt: skip

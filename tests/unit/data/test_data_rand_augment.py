@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from src.config.schema import ConfigError
-from src.data.augment.color_jitter import color_jitter
-from src.data.augment.rand_augment import INCREASING_OPERATIONS, DrawnOperation, Policy, RandAugment, parse_policy
-from src.data.randomness import SAMPLE, generator
+from focal.config.schema import ConfigError
+from focal.data.randomness import SAMPLE, generator
+from focal.data.transforms.color_jitter import color_jitter
+from focal.data.transforms.rand_augment import INCREASING_OPERATIONS, DrawnOperation, Policy, RandAugment, parse_policy
 
 MEAN = (0.485, 0.456, 0.406)
 IMAGES = 6000

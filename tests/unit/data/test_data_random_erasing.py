@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from src.data.augment.random_erasing import draw_erasures, erase
-from src.data.randomness import SAMPLE, generator
+from focal.data.randomness import SAMPLE, generator
+from focal.data.transforms.random_erasing import draw_erasures, erase
 
 
 def _draw(prob: float, count: int = 1, images: int = 4000) -> list[list[tuple[int, int, int, int]]]:

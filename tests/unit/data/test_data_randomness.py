@@ -7,8 +7,8 @@ import pickle
 
 import numpy as np
 
-from src.data.buffers import BatchBuffers
-from src.data.randomness import BATCH, ORDER, SAMPLE, epoch_order, generator
+from focal.data.buffers import BatchBuffers
+from focal.data.randomness import BATCH, ORDER, SAMPLE, epoch_order, generator
 
 
 def test_same_numbers_whatever_was_drawn_before() -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
-from src.models.focal_attention import WindowedProducts
-from src.models.gather import SplitHeads
-from src.models.layers import CounterUniform, Dropout
+from focal.models.focal_attention import WindowedProducts
+from focal.models.gather import SplitHeads
+from focal.models.layers import CounterUniform, Dropout
 
 HEADS, DEPTH, TOKENS = 2, 3, 10
 QUERIES = np.arange(8).reshape(2, 4)

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.config import load_config
-from src.models import create_backbone, create_model
-from src.models.official_weights import load_official_state_dict, official_state_dict
-from src.trainers.checkpoint import write_checkpoint
-from src.trainers.pretrained import load_weights
+from focal.checkpoint.files import write_checkpoint
+from focal.checkpoint.official import load_official_state_dict, official_state_dict
+from focal.checkpoint.weights import load_weights
+from focal.config import load_config
+from focal.models import create_backbone, create_model
 from tests.numerics.reference_cases import case_config, case_input, loaded_network
 
 

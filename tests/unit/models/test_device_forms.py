@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.models.layers import AddToSamples, ScaleSamples, SoftmaxGradient
+from focal.models.layers import AddToSamples, ScaleSamples, SoftmaxGradient
 
 forms = pytest.mark.parametrize("on_cpu", [True, False], ids=["cpu", "elsewhere"])
 SHAPE = (3, 4, 5)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import ops
 
-from src.models.gather import FEW_USES, GatherRows, MergeHeads, SplitHeads, SumUses, places_using_rows
+from focal.models.gather import FEW_USES, GatherRows, MergeHeads, SplitHeads, SumUses, places_using_rows
 
 
 @pytest.fixture(params=[ms.GRAPH_MODE, ms.PYNATIVE_MODE], ids=["graph", "pynative"])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, ndtr
 
-from src.models.layers import _LOGIT_POLYNOMIAL, GELU, NormalCdf
+from focal.models.layers import _LOGIT_POLYNOMIAL, GELU, NormalCdf
 
 NEAR = np.concatenate([np.linspace(-9, 9, 4001), np.geomspace(1e-8, 1, 200), -np.geomspace(1e-8, 1, 200)])
 FAR = np.array([-6e4, -3e3, -300.0, -30.0, -15.0, 15.0, 30.0, 300.0, 3e3, 6e4])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from src.config import load_config
-from src.models import create_model
+from focal.config import load_config
+from focal.models import create_model
 from tests.numerics.reference_cases import case_config, listing
 
 P_VALUE = 1e-6  # of every statistical bound; the seed is fixed, so none fails by chance

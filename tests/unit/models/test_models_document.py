@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.config import load_config
-from src.config.schema import ModelConfig
-from src.config.zoo import PAPER_TOP1, published_archs
-from src.models import create_model
-from src.models.multiply_adds import official_multiply_adds, true_multiply_adds
-from src.models.official_weights import official_state_dict
+from focal.checkpoint.official import official_state_dict
+from focal.config import load_config
+from focal.config.architectures import PAPER_TOP1, published_archs
+from focal.config.schema import ModelConfig
+from focal.models import create_model
+from focal.models.macs import official_multiply_adds, true_multiply_adds
 from tests.numerics.reference_cases import listing
 
 ROOT = Path(__file__).resolve().parents[3]

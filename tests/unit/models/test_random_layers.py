@@ -9,10 +9,10 @@ import pytest
 from mindspore import Parameter, Tensor
 from scipy import stats
 
-from src.config import load_config
-from src.models import create_model
-from src.models.focal_transformer import RandomSource
-from src.models.layers import CounterUniform, Dropout, DropPath
+from focal.config import load_config
+from focal.models import create_model
+from focal.models.focal_transformer import RandomSource
+from focal.models.layers import CounterUniform, Dropout, DropPath
 from tests.numerics.reference_cases import case_config
 
 # Every statistical bound below fails by chance once in 10^6; the draws are fixed by the seeds, so it never does here.

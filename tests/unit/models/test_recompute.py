@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from src.models import create_model
+from focal.models import create_model
 from tests.numerics.reference_cases import case_config, case_input
 
 

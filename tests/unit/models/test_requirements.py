@@ -2,8 +2,8 @@
 
 import pytest
 
-from src.config import ConfigError, load_config
-from src.models import create_model
+from focal.config import ConfigError, load_config
+from focal.models import create_model
 from tests.numerics.reference_cases import case_config
 
 REFUSED = [

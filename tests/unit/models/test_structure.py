@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from mindspore import nn
 
-from src.models import create_model
-from src.models.focal_attention import FocalAttention
+from focal.models import create_model
+from focal.models.focal_attention import FocalAttention
 from tests.numerics.reference_cases import case_config
 
 ROOT = Path(__file__).resolve().parents[3]
-SOURCES = sorted((ROOT / "src").rglob("*.py"))
+SOURCES = sorted((ROOT / "src" / "focal").rglob("*.py"))
 
 
 def relative(path):
@@ -26,9 +26,9 @@ def test_files_stay_under_450_lines(path):
 
 
 def classes_with_softmax():
-    """Classes under src/models whose code takes a softmax: attention, by any name."""
+    """Classes under src/focal/models whose code takes a softmax: attention, by any name."""
     found = []
-    for path in sorted((ROOT / "src" / "models").glob("*.py")):
+    for path in sorted((ROOT / "src" / "focal" / "models").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
                 names = {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
@@ -72,13 +72,13 @@ def test_sources_do_not_print_and_run_on_python_39(path):
 
 
 def test_importing_does_nothing():
-    """No command line is read, nothing is printed, no device is touched, and src.config needs no MindSpore."""
+    """No command line is read, nothing is printed, no device is touched, and focal.config needs no MindSpore."""
     code = (
-        "import sys; sys.argv = ['x', '--no-such-flag']; import src.config; assert 'mindspore' not in sys.modules; "
-        "import mindspore as ms; before = ms.get_context('mode'); import src.models, src.models.convert; "
+        "import sys; sys.argv = ['x', '--no-such-flag']; import focal.config; assert 'mindspore' not in sys.modules; "
+        "import mindspore as ms; before = ms.get_context('mode'); import focal.models, focal.checkpoint.convert; "
         "assert ms.get_context('mode') == before"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "src", timeout=60)
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
 
 

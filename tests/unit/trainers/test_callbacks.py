@@ -14,7 +14,7 @@ import pytest
 from mindspore import Tensor
 from tensorboardX.proto.event_pb2 import Event
 
-from src.trainers.callbacks import (
+from focal.trainers.callbacks import (
     DivergenceGuard,
     MetricsFiles,
     Summary,
@@ -22,7 +22,7 @@ from src.trainers.callbacks import (
     UpdateQueue,
     format_duration,
 )
-from src.trainers.train_one_step import OUTPUTS
+from focal.trainers.train_one_step import OUTPUTS
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -70,7 +70,7 @@ def test_summary_leaves_non_finite_updates_out_of_the_means():
 
 def test_summary_times_only_updates_after_the_clock_was_restarted(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("src.trainers.callbacks.time.time", lambda: now[0])
+    monkeypatch.setattr("focal.trainers.callbacks.time.time", lambda: now[0])
     summary = Summary(images_per_update=10)
     now[0] = 150.0  # compilation
     summary.add(np.array([row()]))
@@ -154,7 +154,7 @@ def test_a_full_disk_does_not_stop_the_training(tmp_path):
     program = """
 import json, logging, resource, signal, sys
 from pathlib import Path
-from src.trainers.callbacks import MetricsFiles
+from focal.trainers.callbacks import MetricsFiles
 logging.basicConfig(level=logging.INFO, stream=sys.stdout)
 files = MetricsFiles(sys.argv[1], sys.argv[1] + "/tensorboard")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -170,7 +170,11 @@ losses = [json.loads(line)["loss"] for line in (Path(sys.argv[1]) / "metrics.jso
 print("went on", len(losses) > 5, set(losses[:-1]) == {1.0}, losses[-1])
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=REPOSITORY / "src",
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "went on True True 7.0" in done.stdout

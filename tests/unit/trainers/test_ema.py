@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, ParameterTuple, Tensor
 
-from src.trainers.ema import Ema
+from focal.trainers.ema import Ema
 
 
 def make(decay, warmup):

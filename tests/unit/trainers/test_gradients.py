@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
-from src.runtime import precision
-from src.trainers import gradients as gradients_module
-from src.trainers.gradients import OverflowCheck, clip_factor, global_norm, scale_or_zero, to_float32
+from focal.models import precision
+from focal.trainers import gradients as gradients_module
+from focal.trainers.gradients import OverflowCheck, clip_factor, global_norm, scale_or_zero, to_float32
 
 
 def arrays():

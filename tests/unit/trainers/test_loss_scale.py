@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Tensor
 
-from src.trainers.loss_scale import LARGEST_SCALE, LossScale
+from focal.trainers.loss_scale import LARGEST_SCALE, LossScale
 
 
 def run(scale: LossScale, flags):

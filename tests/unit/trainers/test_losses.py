@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from src.trainers.losses import SoftTargetCrossEntropy
+from focal.trainers.losses import SoftTargetCrossEntropy
 
 
 def reference(logits, targets):

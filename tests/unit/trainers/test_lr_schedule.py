@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from src.trainers.lr_schedule import learning_rate_factor, learning_rates
+from focal.trainers.lr_schedule import learning_rate_factor, learning_rates
 
 
 def config_of(make_config, **overrides):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, ParameterTuple, Tensor
 
-from src.trainers.optimizer import create_optimizer, layer_of, parameter_settings
+from focal.trainers.optimizer import create_optimizer, layer_of, parameter_settings
 
 NAMES = {"layers.0.blocks.0.attn.qkv.weight": (6, 4), "layers.0.blocks.0.attn.qkv.bias": (6,), "head.weight": (3, 6)}
 STEPS = 12

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from src.config import ConfigError
-from src.runtime.device import Device
-from src.trainers.checkpoint import write_checkpoint
-from src.trainers.setup import resume_state
-from src.trainers.train_state import Progress, collect_tensors, make_meta
+from focal.checkpoint.files import write_checkpoint
+from focal.checkpoint.resume import Progress, collect_tensors, make_meta
+from focal.config import ConfigError
+from focal.distributed.device import Device
+from focal.trainers.setup import resume_state
 
 
 def write(path, config, step, update):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.trainers.losses import SoftTargetCrossEntropy
-from src.trainers.optimizer import create_optimizer
-from src.trainers.train_one_step import OUTPUTS, Ranks, TrainOneStep, trained_parameters
+from focal.trainers.losses import SoftTargetCrossEntropy
+from focal.trainers.optimizer import create_optimizer
+from focal.trainers.train_one_step import OUTPUTS, Ranks, TrainOneStep, trained_parameters
 
 RATE = 0.05
 ALONE = Ranks()

@@ -1,0 +1,119 @@
+"""The authors' state dicts <-> our network. Names are equal; what differs is that they also hold buffers.
+
+Of the buffers only version 2's `topk_cloest_indice_k` (spelt so upstream) carry information: which of several equally
+distant tokens torch.topk kept. They are taken over; the others follow from the settings and are checked by shape.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Iterator, Mapping
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from focal.errors import UserError
+from focal.models.attention_builder import AttentionBuilder
+from focal.models.focal_attention import FocalAttention
+
+logger = logging.getLogger("focal")
+
+_KEY_INDICES = ".topk_cloest_indice_"
+
+
+def learnable_parameters(network: nn.Cell) -> dict[str, Parameter]:
+    """Official name -> parameter, without counters and key indices; frozen parameters included.
+
+    Also of a network that stands inside another Cell, whose prefix MindSpore puts before every `Parameter.name`.
+    """
+    return {
+        name: parameter
+        for name, parameter in network.official_parameters.items()
+        if name != "random_counter" and _KEY_INDICES not in name
+    }
+
+
+def load_official_state_dict(network: nn.Cell, state: Mapping[str, np.ndarray]) -> None:
+    """Load an official state dict, buffers included, into a network from `create_model`.
+
+    Load before the network first runs: version 2's keys are part of the compiled graph.
+
+    Args:
+        state: official name -> array. Buffers may be left out; version 2 then keeps its own choice among ties.
+
+    Raises:
+        UserError: naming every missing, unexpected and misshaped entry; nothing is loaded then.
+    """
+    learnable, buffers = learnable_parameters(network), official_buffers(network)
+    shapes = {name: tuple(parameter.shape) for name, parameter in learnable.items()}
+    shapes.update({name: value.shape for name, value in buffers.items()})
+    problems = [f"missing {name}" for name in learnable if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in shapes]
+    problems += [
+        f"misshaped {name}: {tuple(np.shape(state[name]))} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in state and tuple(np.shape(state[name])) != shape
+    ]
+    if problems:
+        raise UserError(f"state dict does not fit the network: {'; '.join(problems)}")
+    indices = {name: np.asarray(value) for name, value in state.items() if _KEY_INDICES in name}
+    absent = [name for name in buffers if _KEY_INDICES in name and name not in indices]
+    if absent:
+        logger.warning(
+            "state dict has no %s (%d in all): ties among closest tokens are our own", absent[0], len(absent)
+        )
+    set_key_indices(network, indices)
+    for name, parameter in learnable.items():
+        parameter.set_data(Tensor(np.asarray(state[name], np.float32), parameter.dtype))
+
+
+def official_state_dict(network: nn.Cell) -> dict[str, np.ndarray]:
+    """All entries of the authors' state dict for this network, buffers included, as float32 and int64 arrays."""
+    state = {name: parameter.asnumpy().astype(np.float32) for name, parameter in learnable_parameters(network).items()}
+    return {**state, **official_buffers(network)}
+
+
+def set_key_indices(network: nn.Cell, indices: Mapping[str, np.ndarray]) -> None:
+    """Take over version 2's key indices, by official name, and rebuild the tables made from them.
+
+    Indices that are not given stay as the network's parameters have them, so that with an empty mapping this brings the
+    tables up to date after a checkpoint has overwritten those parameters.
+
+    Raises:
+        UserError: indices that name no token, or one twice; nothing has changed then.
+    """
+    checked = []
+    for builder, block, _, attention in _blocks(network):
+        if not hasattr(attention, "key_indices"):
+            continue
+        levels = []
+        for level, parameter in enumerate(attention.key_indices):
+            name = f"{block}.attn{_KEY_INDICES}{level}"
+            value = np.asarray(indices.get(name, parameter.asnumpy())).astype(np.int64)
+            repeated = (np.diff(np.sort(value, axis=1), axis=1) == 0).any()
+            if repeated or value.min() < 0 or value.max() >= builder.grid_size(level):
+                raise UserError(
+                    f"{name}: not {value.shape[1]} different tokens of {builder.grid_size(level)} for each "
+                    f"window; the file is damaged or belongs to another image size"
+                )
+            levels.append(value)
+        checked.append((builder, attention, levels))
+    for builder, attention, levels in checked:
+        builder.use_indices(attention, levels)
+    network.compile_cache.clear()  # the tables are constants of the compiled graph
+
+
+def official_buffers(network: nn.Cell) -> dict[str, np.ndarray]:
+    """The buffers of the authors' modules, by official name."""
+    return {
+        f"{name}.{leaf}": value
+        for builder, name, index, attention in _blocks(network)
+        for leaf, value in builder.official_buffers(index, attention).items()
+    }
+
+
+def _blocks(network: nn.Cell) -> Iterator[tuple[AttentionBuilder, str, int, FocalAttention]]:
+    """Builder, official name, number in its stage, and attention of each block."""
+    for stage, layer in enumerate(network.layers):
+        for index, block in enumerate(layer.blocks):
+            yield layer.builder, f"layers.{stage}.blocks.{index}", index, block.attn

@@ -1,0 +1,72 @@
+"""Files of a training: those it needs, checked before anything costs time, and those it must not overwrite."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from focal.config.schema import DataConfig, RunConfig
+from focal.errors import UserError
+
+logger = logging.getLogger("focal")
+
+RESULTS = ("checkpoints", "best", "metrics.jsonl", "tensorboard", "config.yaml")
+
+
+def check_input_files(run: RunConfig, data: DataConfig) -> None:
+    """Check that the files named in the configuration exist. Needs no MindSpore, so it answers at once.
+
+    Raises:
+        UserError: `pretrained` or `resume` names no file, or `data_url` no folder.
+    """
+    if "://" not in data.data_url and not Path(data.data_url).exists():
+        raise UserError(f"data_url: {data.data_url} does not exist; --data_url names the folder with train/ and val/")
+    check_checkpoint_files(run)
+
+
+def check_checkpoint_files(run: RunConfig) -> None:
+    """The part of `check_input_files` that concerns `pretrained` and `resume`."""
+    for key, path in (("pretrained", run.pretrained), ("resume", run.resume)):
+        if path is None or (key == "resume" and path == "auto"):
+            continue
+        if Path(path).is_dir():
+            raise UserError(f"{key}: {path} is a folder; name a checkpoint in it, e.g. checkpoints/last.ckpt")
+        if not Path(path).is_file():
+            hint = "; --resume auto takes the newest one in train_url" if key == "resume" else ""
+            raise UserError(f"{key}: {path} does not exist{hint}")
+
+
+def check_output_file(key: str, path: str) -> None:
+    """Check, before anything costs time, that a file can be written; its folder is made.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        was_there = Path(path).exists()
+        Path(path).open("a").close()
+        if not was_there:
+            Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be written ({error.strerror or error})") from None
+
+
+def set_aside_earlier_results(folder: str) -> None:
+    """Move the results of an earlier training out of the way of a new one in the same folder; nothing is deleted.
+
+    A start that failed before its first record and checkpoint left no results; its files are written over.
+    """
+    metrics = Path(folder) / "metrics.jsonl"
+    has_records = metrics.is_file() and metrics.stat().st_size > 0
+    if not has_records and not any((Path(folder) / name).is_dir() for name in ("checkpoints", "best")):
+        return
+    number = 1
+    while (Path(folder) / f"earlier-{number}").exists():
+        number += 1
+    aside = Path(folder) / f"earlier-{number}"
+    aside.mkdir()
+    for name in RESULTS:
+        if (Path(folder) / name).exists():
+            (Path(folder) / name).rename(aside / name)
+    logger.warning("%s held an earlier training, now in %s; --resume auto continues one", folder, aside)

@@ -1,0 +1,1 @@
+"""Where data comes from and results go: local folders, ModelArts' object storage (moxing), OpenI (c2net)."""

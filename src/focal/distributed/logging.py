@@ -1,0 +1,64 @@
+"""Logging that knows its rank: rank 0 speaks on the terminal, every rank writes a file of its own."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Optional, Union
+
+from focal.distributed.device import Device
+from focal.errors import UserError
+
+LOGGER_NAME = "focal"
+
+
+def make_log_folder(folder: str) -> Path:
+    """The folder `log` in the job's train_url, made if it is not there.
+
+    Raises:
+        UserError: it cannot be.
+    """
+    path = Path(folder) / "log"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"train_url: cannot make {path} ({error.strerror}); give a folder that can be written"
+        ) from None
+    return path
+
+
+def setup_logging(device_or_rank: Union[Device, int], folder: Optional[str] = None) -> logging.Logger:
+    """Set up the logger `focal` of this process.
+
+    Args:
+        device_or_rank: whose process this is. Rank 0 prints INFO and above to the terminal, other ranks warnings.
+        folder: the job's train_url; every rank appends all it logs to `<folder>/log/rank_N.log`. None: no file.
+
+    Returns:
+        The logger. A second call replaces the handlers of the first.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    rank = device_or_rank if isinstance(device_or_rank, int) else device_or_rank.rank
+    logger = logging.getLogger(LOGGER_NAME)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if hasattr(sys.stdout, "reconfigure"):  # a file name may hold what the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
+    terminal = logging.StreamHandler(sys.stdout)
+    terminal.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    prefix = "" if rank == 0 else f"[rank {rank}] "
+    terminal.setFormatter(logging.Formatter(f"{prefix}%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logger.addHandler(terminal)
+    if folder is not None:
+        log_folder = make_log_folder(folder)
+        file = logging.FileHandler(log_folder / f"rank_{rank}.log", encoding="utf-8", errors="backslashreplace")
+        file.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s"))
+        logger.addHandler(file)
+    return logger

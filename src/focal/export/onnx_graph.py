@@ -1,0 +1,82 @@
+"""A small builder of ONNX graphs: nodes and constants, named as they come."""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Sequence
+
+import numpy as np
+
+from focal.errors import UserError
+
+OPSET = 20  # the first with Gelu; LayerNormalization came with 17
+IR_VERSION = 9  # what ONNX Runtime reads from its version 1.17 on
+
+
+def import_onnx() -> Any:
+    """The onnx package, an optional extra.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise UserError("file_format: ONNX needs the onnx package; pip install onnx onnxruntime") from None
+    return onnx
+
+
+class OnnxGraph:
+    """Nodes and constants of a graph under construction. Methods return the name of what a node yields."""
+
+    def __init__(self) -> None:
+        self.onnx = import_onnx()
+        self.nodes: list[Any] = []
+        self.constants: dict[bytes, str] = {}
+        self.initializers: list[Any] = []
+
+    def constant(self, value: np.ndarray) -> str:
+        """A constant; equal ones are kept once."""
+        value = np.ascontiguousarray(value)
+        key = f"{value.dtype}{value.shape}".encode() + value.tobytes()
+        if key not in self.constants:
+            name = f"constant_{len(self.constants)}"
+            self.initializers.append(self.onnx.numpy_helper.from_array(value, name))
+            self.constants[key] = name
+        return self.constants[key]
+
+    def node(self, operator: str, *inputs: str, outputs: Optional[Sequence[str]] = None, **attributes: Any) -> str:
+        """Append a node; returns its first output."""
+        outputs = list(outputs) if outputs else [f"{operator.lower()}_{len(self.nodes)}"]
+        self.nodes.append(self.onnx.helper.make_node(operator, list(inputs), outputs, **attributes))
+        return outputs[0]
+
+    def reshape(self, x: str, *shape: int) -> str:
+        """0 keeps a dimension, -1 is what is left."""
+        return self.node("Reshape", x, self.constant(np.array(shape, np.int64)))
+
+    def gather(self, x: str, table: np.ndarray) -> str:
+        """Rows of axis 1."""
+        return self.node("Gather", x, self.constant(table.astype(np.int64)), axis=1)
+
+    def transpose(self, x: str, *axes: int) -> str:
+        return self.node("Transpose", x, perm=list(axes))
+
+    def dense(self, x: str, weight: np.ndarray, bias: Optional[np.ndarray]) -> str:
+        """x @ weight.T + bias, weight (out, in)."""
+        product = self.node("MatMul", x, self.constant(weight.T))
+        return product if bias is None else self.node("Add", product, self.constant(bias))
+
+    def layer_norm(self, x: str, weight: np.ndarray, bias: np.ndarray, epsilon: float) -> str:
+        return self.node("LayerNormalization", x, self.constant(weight), self.constant(bias), axis=-1, epsilon=epsilon)
+
+    def model(self, inputs: dict[str, Sequence[Any]], outputs: dict[str, Sequence[Any]]) -> Any:
+        """The finished model; shapes may hold names of dynamic dimensions."""
+        helper, float32 = self.onnx.helper, self.onnx.TensorProto.FLOAT
+        infos = [
+            [helper.make_tensor_value_info(name, float32, list(shape)) for name, shape in side.items()]
+            for side in (inputs, outputs)
+        ]
+        graph = helper.make_graph(self.nodes, "focal_transformer", *infos, initializer=self.initializers)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        self.onnx.checker.check_model(model)
+        return model

@@ -1,0 +1,144 @@
+"""What happens to gradients between the backward pass and the optimizer; all of it runs inside the compiled step.
+
+`gradients` is a tuple of tensors, one per trained parameter.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2
+
+from focal.models.precision import saturates_on_overflow
+
+_MUL_NO_NAN = ops.MulNoNan()
+# Maps a function over tuples of tensors: far fewer nodes for the compiler than a loop that grows a tuple.
+_FOR_EACH = ops.HyperMap()
+
+
+def to_float32(gradients: tuple) -> tuple:
+    """Gradients in float32; those that are already cost nothing."""
+    return _FOR_EACH(_to_float32, gradients)
+
+
+def _to_float32(gradient: Tensor) -> Tensor:
+    return gradient.astype(ms.float32)
+
+
+def _square_sum(gradient: Tensor) -> Tensor:
+    squares = ops.square(gradient.astype(ms.float32))
+    if gradient.ndim > 1:
+        # The last axis first: on CPU a sum over several axes at once takes four times as long.
+        squares = squares.sum(-1)
+    return squares.sum()
+
+
+def global_norm(gradients: tuple) -> Tensor:
+    """Float32 L2 norm over all gradients together; not finite exactly if an entry, or the sum of squares, is not."""
+    return ops.sqrt(ops.addn(_FOR_EACH(_square_sum, gradients)))
+
+
+def clip_factor(norm: Tensor, limit: float) -> Tensor:
+    """Factor that brings a gradient of global norm `norm` down to `limit`, never above 1.
+
+    With the 1e-6 of torch.nn.utils.clip_grad_norm_, whose figures the trajectories in tests/numerics hold.
+    """
+    return ops.minimum(limit / (norm + 1e-6), Tensor(1.0, ms.float32))
+
+
+def scale_or_zero(gradients: tuple, factor: Tensor, finite: Tensor) -> tuple:
+    """Gradients times `factor`; zeros where the update is not finite.
+
+    `mul_no_nan` by zero gives zero even for inf and nan, in the one pass that scaling needs anyway.
+    """
+    factor = ops.select(finite, factor, ops.zeros_like(factor))
+    return _FOR_EACH(ops.partial(_times_or_zero, factor), gradients)
+
+
+def _times_or_zero(factor: Tensor, gradient: Tensor) -> Tensor:
+    return _MUL_NO_NAN(gradient, factor)
+
+
+class OverflowCheck(nn.Cell):
+    """Overflow detection, whatever the chip.
+
+    - CPU, GPU and Atlas A2 (910B) compute in INF/NaN mode: an overflow shows as inf or nan in the gradients, hence in
+      their global norm, which the step needs anyway. So no extra pass over the gradients.
+    - Atlas training series (910A), and A2 with MS_ASCEND_CHECK_OVERFLOW_MODE=SATURATION_MODE, clamp to the largest
+      float16 instead and raise a status flag of the device: clear it before the backward pass, read it after
+      (NPUClearFloatStatusV2, NPUGetFloatStatusV2; the order that nn.TrainOneStepWithLossScaleCell documents).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saturates = saturates_on_overflow()
+        if self.saturates:
+            self.clear_status = NPUClearFloatStatusV2()
+            self.get_status = NPUGetFloatStatusV2()
+
+    def start(self, images: Tensor) -> Tensor:
+        """`images`, with a clean status flag behind them; everything computed from them is watched."""
+        if self.saturates:
+            cleared = self.clear_status(Tensor([0] * 8, ms.int32))
+            images = ops.depend(images, cleared)
+        return images
+
+    def read(self, gradients: tuple) -> Tensor:
+        """Scalar float32: 1 if the flag was raised on the way to `gradients`, else 0."""
+        if self.saturates:
+            status = ops.depend(Tensor([0] * 8, ms.int32), gradients)
+            status = self.get_status(status)
+            return (status != 0).any().astype(ms.float32)
+        return Tensor(0.0, ms.float32)
+
+
+class Accumulator(nn.Cell):
+    """Sums of unscaled gradients, of losses and overflow flags over the micro-batches of one update.
+
+    Args:
+        parameters: the trained parameters.
+        micro_batches: micro-batches per update.
+    """
+
+    def __init__(self, parameters: ParameterTuple, micro_batches: int) -> None:
+        super().__init__()
+        self.micro_batches = micro_batches
+        self.sums = parameters.clone(prefix="accumulated", init="zeros")
+        self.loss = Parameter(Tensor(0.0, ms.float32), name="accumulated_loss", requires_grad=False)
+        self.overflow = Parameter(Tensor(0.0, ms.float32), name="accumulated_overflow", requires_grad=False)
+        self.count = Parameter(Tensor(0, ms.int32), name="accumulated_count", requires_grad=False)
+
+    def construct(self, gradients: tuple, unscaling: Tensor, loss: Tensor, overflow: Tensor) -> Tensor:
+        """Add one micro-batch; returns the scalar bool: is the update complete?
+
+        Args:
+            gradients: of the scaled loss, float32.
+            unscaling: scalar, one over the loss scale.
+            loss: scalar, not scaled.
+            overflow: scalar float32, 1 if an overflow was seen.
+        """
+        _FOR_EACH(ops.partial(_add_product, unscaling), self.sums, gradients)
+        ops.assign_add(self.loss, loss)
+        ops.assign_add(self.overflow, overflow)
+        ops.assign_add(self.count, Tensor(1, ms.int32))
+        return self.count >= self.micro_batches
+
+    def sums_and_means(self) -> tuple:
+        """Of the update: summed gradients and the factor that makes them means, mean loss, number of overflows."""
+        factor = 1.0 / self.micro_batches
+        return self.sums, Tensor(factor, ms.float32), self.loss * factor, self.overflow + 0.0
+
+    def reset(self) -> None:
+        """Start the next update from zero; whatever was in the sums, nan included, is gone."""
+        _FOR_EACH(_set_zero, self.sums)
+        ops.assign(self.loss, Tensor(0.0, ms.float32))
+        ops.assign(self.overflow, Tensor(0.0, ms.float32))
+        ops.assign(self.count, Tensor(0, ms.int32))
+
+
+def _add_product(factor: Tensor, total: Parameter, gradient: Tensor) -> Tensor:
+    return ops.assign_add(total, gradient * factor)
+
+
+def _set_zero(total: Parameter) -> Tensor:
+    return ops.assign(total, ops.zeros_like(total))

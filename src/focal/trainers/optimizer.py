@@ -1,0 +1,305 @@
+"""Optimizers as Cells whose skipped update changes nothing, and which parameters get which decay and rate.
+
+MindSpore's own optimizers advance their step count and moments whenever called, and its `AdamWeightDecay` is Adam
+without bias correction; a training that skips non-finite updates exactly, without control flow on the device, needs
+the flag inside. So each optimizer here is called as `optimizer(gradients, finite)`: where `finite` is False, its
+parameters, moments and step count stay as they are, to the bit (gradients must then come as zeros). It returns the
+updates done (int32), this one included if it was finite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Sequence
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from focal.config.schema import ModelConfig, OptimConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterSetting:
+    """What the optimizer does with one parameter."""
+
+    name: str
+    weight_decay: float
+    lr_factor: float
+
+
+def parameter_settings(
+    parameters: Sequence[Parameter], optim: OptimConfig, depths: Sequence[int]
+) -> list[ParameterSetting]:
+    """Weight decay and learning-rate factor of each parameter.
+
+    No decay on tensors of fewer than two dimensions, on names ending in `.bias` and on absolute_pos_embed: the authors'
+    rule, but that theirs of version 1 exempts relative_position_bias_table* as well, which decays here. The rate factor
+    is layer_decay ** (layers + 1 - layer), see `layer_of`.
+    """
+    settings = []
+    top = sum(depths) + 1
+    for parameter in parameters:
+        name = parameter.name
+        decays = len(parameter.shape) >= 2 and not name.endswith(".bias") and name != "absolute_pos_embed"
+        factor = optim.layer_decay ** (top - layer_of(name, depths))
+        settings.append(ParameterSetting(name, optim.weight_decay if decays else 0.0, factor))
+    return settings
+
+
+def layer_of(name: str, depths: Sequence[int]) -> int:
+    """Layer of a parameter for layer-wise rate decay, counted as BEiT and timm do for transformers.
+
+    0 is the stem and absolute_pos_embed; block b of stage s is 1 + b + the blocks of earlier stages; the downsampling
+    at the end of a stage belongs to its last block; the final norm and the head are the layer after the last block.
+    """
+    block = re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name)
+    if block:
+        stage, index = int(block.group(1)), int(block.group(2))
+        return 1 + sum(depths[:stage]) + index
+    stage = re.match(r"layers\.(\d+)\.", name)
+    if stage:
+        return sum(depths[: int(stage.group(1)) + 1])
+    if name.startswith(("patch_embed.", "absolute_pos_embed")):
+        return 0
+    return sum(depths) + 1
+
+
+class Optimizer(nn.Cell):
+    """Base: the rate of the current update, the count of updates done, and one setting per parameter.
+
+    Args:
+        parameters: what to train.
+        settings: one per parameter, in order.
+        learning_rates: float (U,), the rate of each update of the training; the last one holds beyond.
+    """
+
+    def __init__(
+        self, parameters: ParameterTuple, settings: Sequence[ParameterSetting], learning_rates: np.ndarray
+    ) -> None:
+        super().__init__()
+        self.parameters_to_train = parameters
+        self.weight_decays = tuple(setting.weight_decay for setting in settings)
+        self.lr_factors = tuple(setting.lr_factor for setting in settings)
+        self.last_rate = len(learning_rates) - 1
+        self.for_each = ops.HyperMap()
+        # A Parameter, not a constant: the graph stays small and does not change with the schedule.
+        self.learning_rates = Parameter(
+            Tensor(np.asarray(learning_rates, np.float32)), name="schedule.learning_rates", requires_grad=False
+        )
+        # Updates done. It counts skipped ones not; `position`, the place in the schedule, does, as data moved on.
+        self.step = Parameter(Tensor(0, ms.int32), name="optimizer.step", requires_grad=False)
+        self.position = Parameter(Tensor(0, ms.int32), name="schedule.position", requires_grad=False)
+
+    def current_rate(self) -> Tensor:
+        """Scalar float32 learning rate of the update at hand."""
+        index = ops.minimum(self.position, Tensor(self.last_rate, ms.int32))
+        return ops.gather(self.learning_rates, index, 0)
+
+    def update_all(self, update: Callable, moments: tuple, gradients: tuple, finite: Tensor) -> Tensor:
+        """Call `update` once per parameter, and count the update; returns what `advance` does.
+
+        Args:
+            update: called with rate factor, weight decay, parameter, its moments and its gradient.
+            moments: one tuple of Parameters per kind of moment.
+            gradients, finite: see the module.
+        """
+        done = self.for_each(update, self.lr_factors, self.weight_decays, self.parameters_to_train, *moments, gradients)
+        return ops.depend(self.advance(finite), done)
+
+    def advance(self, finite: Tensor) -> Tensor:
+        """Count the update; returns updates done, this one included (int32), or without it if not finite."""
+        ops.assign_add(self.position, Tensor(1, ms.int32))
+        ops.assign_add(self.step, finite.astype(ms.int32))
+        return self.step + 0
+
+
+class AdamW(Optimizer):
+    """AdamW (Loshchilov and Hutter 2019), bias-corrected as PyTorch's; or, on request, without bias correction.
+
+    One fused kernel per parameter computes m, v and p -= lr' * (m / (sqrt(v) + eps') + wd' * p). With
+    c1 = 1 - beta1^t and c2 = sqrt(1 - beta2^t), setting lr' = lr * c2 / c1, eps' = eps * c2 and wd' = wd * c1 / c2
+    makes that lr * (m / c1 / (sqrt(v) / c2 + eps) + wd * p). A skipped update is one with both betas 1 and rate 0.
+
+    Args:
+        bias_correction: False gives the report's `adam_weight_decay` (lr' = lr, eps' = eps, wd' = wd).
+    """
+
+    def __init__(
+        self,
+        parameters: ParameterTuple,
+        settings: Sequence[ParameterSetting],
+        learning_rates: np.ndarray,
+        betas: Sequence[float],
+        eps: float,
+        bias_correction: bool = True,
+    ) -> None:
+        super().__init__(parameters, settings, learning_rates)
+        self.betas = (float(betas[0]), float(betas[1]))
+        # The kernel averages with betas rounded to float32; correct the bias of exactly those.
+        self.log_betas = tuple(math.log(float(np.float32(beta))) if beta else -math.inf for beta in betas)
+        self.eps = eps
+        self.bias_correction = bias_correction
+        self.moments1 = parameters.clone(prefix="moment1", init="zeros")
+        self.moments2 = parameters.clone(prefix="moment2", init="zeros")
+
+    def construct(self, gradients: tuple, finite: Tensor) -> Tensor:
+        active = finite.astype(ms.float32)
+        rate = self.current_rate() * active
+        correction1, correction2 = self.corrections()
+        beta1 = ops.select(finite, Tensor(self.betas[0], ms.float32), Tensor(1.0, ms.float32))
+        beta2 = ops.select(finite, Tensor(self.betas[1], ms.float32), Tensor(1.0, ms.float32))
+        kernel_rate, kernel_eps = rate * (correction2 / correction1), self.eps * correction2
+        update = ops.partial(_fused_adamw, kernel_rate, beta1, beta2, kernel_eps, correction1 / correction2)
+        return self.update_all(update, (self.moments1, self.moments2), gradients, finite)
+
+    def corrections(self) -> tuple:
+        """c1 and c2 of the update at hand (scalars), by expm1: 1 - beta^t loses digits in float32 where t is small."""
+        if not self.bias_correction:
+            return Tensor(1.0, ms.float32), Tensor(1.0, ms.float32)
+        t = self.step.astype(ms.float32) + 1.0
+        return -ops.expm1(self.log_betas[0] * t), ops.sqrt(-ops.expm1(self.log_betas[1] * t))
+
+
+_ADAM_WEIGHT_DECAY = ops.AdamWeightDecay()
+
+
+def _fused_adamw(
+    rate: Tensor,
+    beta1: Tensor,
+    beta2: Tensor,
+    eps: Tensor,
+    decay_scale: Tensor,
+    lr_factor: float,
+    weight_decay: float,
+    parameter: Parameter,
+    moment1: Parameter,
+    moment2: Parameter,
+    gradient: Tensor,
+) -> tuple:
+    """One call of the kernel that `AdamW` describes: `rate`, `eps` are lr', eps'; wd' = weight_decay * decay_scale."""
+    decay = weight_decay * decay_scale
+    # Nobody may read what the kernel returns: on CPU the memory behind it is never written.
+    return _ADAM_WEIGHT_DECAY(parameter, moment1, moment2, rate * lr_factor, beta1, beta2, eps, decay, gradient)
+
+
+class Lamb(Optimizer):
+    """LAMB (You et al. 2020, algorithm 2): AdamW's direction, rescaled per tensor to the norm of the weights.
+
+    Tensors without weight decay (biases, norms) keep the plain rate, as in timm and the paper's released code.
+    """
+
+    def __init__(
+        self,
+        parameters: ParameterTuple,
+        settings: Sequence[ParameterSetting],
+        learning_rates: np.ndarray,
+        betas: Sequence[float],
+        eps: float,
+    ) -> None:
+        super().__init__(parameters, settings, learning_rates)
+        self.beta1, self.beta2 = float(betas[0]), float(betas[1])
+        self.eps = eps
+        self.moments1 = parameters.clone(prefix="moment1", init="zeros")
+        self.moments2 = parameters.clone(prefix="moment2", init="zeros")
+
+    def construct(self, gradients: tuple, finite: Tensor) -> Tensor:
+        active = finite.astype(ms.float32)
+        rate = self.current_rate() * active
+        t = self.step.astype(ms.float32) + 1.0
+        correction1 = 1.0 - ops.pow(Tensor(self.beta1, ms.float32), t)
+        correction2 = 1.0 - ops.pow(Tensor(self.beta2, ms.float32), t)
+        share1, share2 = (1.0 - self.beta1) * active, (1.0 - self.beta2) * active
+        update = ops.partial(_lamb, rate, share1, share2, correction1, correction2, self.eps)
+        return self.update_all(update, (self.moments1, self.moments2), gradients, finite)
+
+
+def _lamb(
+    rate: Tensor,
+    share1: Tensor,
+    share2: Tensor,
+    correction1: Tensor,
+    correction2: Tensor,
+    eps: float,
+    lr_factor: float,
+    weight_decay: float,
+    parameter: Parameter,
+    moment1: Parameter,
+    moment2: Parameter,
+    gradient: Tensor,
+) -> Tensor:
+    """One tensor's update; `share1`, `share2` are 1 - beta1 and 1 - beta2, or 0 to skip."""
+    ops.assign_add(moment1, (gradient - moment1) * share1)
+    ops.assign_add(moment2, (ops.square(gradient) - moment2) * share2)
+    direction = moment1 / correction1 / (ops.sqrt(moment2 / correction2) + eps)
+    trust = Tensor(1.0, ms.float32)
+    if weight_decay > 0:
+        direction = direction + weight_decay * parameter
+        trust = _trust_ratio(parameter, direction)
+    return ops.assign_sub(parameter, direction * (rate * lr_factor * trust))
+
+
+def _trust_ratio(parameter: Tensor, direction: Tensor) -> Tensor:
+    """Norm of the weights over norm of the direction; 1 where either is zero."""
+    weight_norm = ops.sqrt(ops.square(parameter).sum())
+    direction_norm = ops.sqrt(ops.square(direction).sum())
+    one = ops.ones_like(weight_norm)
+    ratio = weight_norm / ops.select(direction_norm > 0, direction_norm, one)
+    return ops.select(ops.logical_and(weight_norm > 0, direction_norm > 0), ratio, one)
+
+
+class Momentum(Optimizer):
+    """SGD with momentum: v = momentum * v + g, p -= lr * (v + wd * p); the weight decay is decoupled here too."""
+
+    def __init__(
+        self,
+        parameters: ParameterTuple,
+        settings: Sequence[ParameterSetting],
+        learning_rates: np.ndarray,
+        momentum: float,
+    ) -> None:
+        super().__init__(parameters, settings, learning_rates)
+        self.momentum = momentum
+        self.moments1 = parameters.clone(prefix="moment1", init="zeros")
+
+    def construct(self, gradients: tuple, finite: Tensor) -> Tensor:
+        active = finite.astype(ms.float32)
+        rate = self.current_rate() * active
+        decay = (1.0 - self.momentum) * active
+        return self.update_all(ops.partial(_momentum, rate, decay), (self.moments1,), gradients, finite)
+
+
+def _momentum(
+    rate: Tensor,
+    decay: Tensor,
+    lr_factor: float,
+    weight_decay: float,
+    parameter: Parameter,
+    moment1: Parameter,
+    gradient: Tensor,
+) -> Tensor:
+    """One tensor's update; `decay` is 1 - momentum, or 0 to skip."""
+    ops.assign_add(moment1, gradient - moment1 * decay)
+    return ops.assign_sub(parameter, (moment1 + weight_decay * parameter) * (rate * lr_factor))
+
+
+def create_optimizer(
+    parameters: ParameterTuple, optim: OptimConfig, model: ModelConfig, learning_rates: np.ndarray
+) -> Optimizer:
+    """The optimizer that `optim.optimizer` names.
+
+    Args:
+        parameters: what to train (frozen parameters left out).
+        optim: optimizer settings.
+        model: for the depth of each layer.
+        learning_rates: one per update, see `focal.trainers.lr_schedule.learning_rates`.
+    """
+    settings = parameter_settings(parameters, optim, model.depths)
+    if optim.optimizer == "lamb":
+        return Lamb(parameters, settings, learning_rates, optim.beta, optim.eps)
+    if optim.optimizer == "momentum":
+        return Momentum(parameters, settings, learning_rates, optim.momentum)
+    corrected = optim.optimizer == "adamw"
+    return AdamW(parameters, settings, learning_rates, optim.beta, optim.eps, bias_correction=corrected)

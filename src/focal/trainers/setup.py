@@ -1,0 +1,133 @@
+"""Puts the parts of a training together: network with its weights, optimizer, step, state, files."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from pathlib import Path
+from typing import Any, Optional
+
+import mindspore as ms
+from mindspore import nn
+
+from focal.checkpoint.files import BestCheckpoints, Checkpoint, CheckpointError, LastCheckpoints, read_checkpoint
+from focal.checkpoint.paths import set_aside_earlier_results
+from focal.checkpoint.resume import Progress, restore, share_state
+from focal.checkpoint.weights import assign_weights, freeze_stages, read_weights
+from focal.config import Config, save_config
+from focal.distributed.device import Device
+from focal.models import create_model
+from focal.models.precision import apply_precision
+from focal.trainers.callbacks import MetricsFiles
+from focal.trainers.losses import SoftTargetCrossEntropy
+from focal.trainers.lr_schedule import learning_rate_factor, learning_rates
+from focal.trainers.optimizer import create_optimizer
+from focal.trainers.train_one_step import Ranks, TrainOneStep, trained_parameters
+from focal.trainers.trainer import Outputs, updates_per_epoch
+
+logger = logging.getLogger("focal")
+
+
+def build_network(config: Config) -> nn.Cell:
+    """The network of a training: initialised from the seed, pretrained weights loaded, stages frozen, precision set."""
+    ms.set_seed(config.run.seed)
+    network = create_model(config)
+    if config.run.pretrained is not None:
+        weights = read_weights(config.run.pretrained, config.run.use_ema)
+        report = assign_weights(network, weights, config.run.pretrained, new_head=True)
+        logger.info("pretrained %s: %s", config.run.pretrained, report)
+    frozen = freeze_stages(network, config.optim.freeze_stages)
+    if frozen:
+        logger.info("frozen: stem and first %d stage(s), %d tensors", config.optim.freeze_stages, len(frozen))
+    apply_precision(network, config.step.amp_level, config.step.keep_bn_fp32)
+    trained = trained_parameters(network)
+    logger.info("%s: %.2f M parameters trained", config.model.arch, sum(p.size for p in trained) / 1e6)
+    return network
+
+
+def build_train_step(config: Config, network: nn.Cell, steps_per_epoch: int, device: Device) -> TrainOneStep:
+    """Optimizer and step of a network.
+
+    Args:
+        config: of the job.
+        network: see `build_network`.
+        steps_per_epoch: micro-batches per epoch and rank.
+        device: this process.
+    """
+    accumulation = config.step.accumulation_step
+    factor = learning_rate_factor(config.data.batch_size, device.world_size, accumulation)
+    rates = learning_rates(config.optim, updates_per_epoch(steps_per_epoch, accumulation), factor)
+    optimizer = create_optimizer(trained_parameters(network), config.optim, config.model, rates)
+    logger.info(
+        "%s, %s: base rate %.3g x %.4g (images per update / 512)",
+        config.optim.optimizer, config.optim.lr_scheduler, config.optim.base_lr, factor,
+    )  # fmt: skip
+    ranks = Ranks(device.rank, device.world_size)
+    return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, ranks)
+
+
+def resume_state(
+    config: Config, train_step: TrainOneStep, steps_per_epoch: int, device: Device, output_folder: str
+) -> Progress:
+    """Restore the step from the checkpoint that `resume` names, if any; all ranks then hold the state of rank 0.
+
+    Results in `output_folder` that do not belong to the training which goes on are set aside.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or settings that matter have changed.
+    """
+    progress = None
+    if device.is_main:
+        checkpoint = _find_checkpoint(config, output_folder)
+        if checkpoint is not None:
+            progress = restore(checkpoint, train_step, config, device.world_size, steps_per_epoch)
+            logger.info(
+                "resumed from %s: epoch %d, step %d, update %d",
+                checkpoint.path, progress.epoch, progress.step_in_epoch, progress.update,
+            )  # fmt: skip
+        own_checkpoints = (Path(output_folder) / "checkpoints").resolve()
+        if checkpoint is None or checkpoint.path.resolve().parent != own_checkpoints:
+            set_aside_earlier_results(output_folder)  # not before `restore` has accepted the checkpoint
+        if progress is None:
+            progress = Progress(training=1 + secrets.randbelow(2**24 - 1))
+    return share_state(train_step, progress, device)
+
+
+def _find_checkpoint(config: Config, output_folder: str) -> Optional[Checkpoint]:
+    if config.run.resume is None:
+        return None
+    if config.run.resume == "auto":
+        checkpoint = LastCheckpoints(Path(output_folder) / "checkpoints", config.run.keep_checkpoint_max).newest()
+        if checkpoint is None:
+            logger.info("resume auto: no checkpoint in %s yet, starting anew", output_folder)
+        return checkpoint
+    checkpoint = read_checkpoint(Path(config.run.resume))
+    if checkpoint.meta is None or "optimizer.step" not in checkpoint.tensors:
+        raise CheckpointError(
+            f"resume: {config.run.resume} holds weights only; resume from checkpoints/last.ckpt, or start a new "
+            "training with --pretrained"
+        )
+    return checkpoint
+
+
+def open_outputs(config: Config, device: Device, progress: Progress, steps_per_epoch: int, storage: Any) -> Outputs:
+    """Files of the training in the storage's output folder.
+
+    Args:
+        config: of the job.
+        device: this process.
+        progress: from `resume_state`; records from later on are taken back.
+        steps_per_epoch: micro-batches per epoch and rank.
+        storage: see src/focal/cloud/storage.py.
+    """
+    folder, run = Path(storage.output_folder), config.run
+    metrics = None
+    if device.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_config(config, folder / "config.yaml")
+        accumulation = config.step.accumulation_step
+        epoch = progress.position(updates_per_epoch(steps_per_epoch, accumulation) * accumulation)
+        metrics = MetricsFiles(str(folder), storage.tensorboard_folder, epoch)
+    last = LastCheckpoints(folder / "checkpoints", run.keep_checkpoint_max)
+    best = BestCheckpoints(folder / "best", run.keep_best_max, progress.training)
+    return Outputs(metrics, last, best, storage.send_results)

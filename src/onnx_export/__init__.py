@@ -1,1 +1,0 @@
-"""ONNX files, written with the onnx package from the network's weights and tables."""

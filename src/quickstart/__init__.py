@@ -1,1 +1,0 @@
-"""What scripts/quickstart.sh needs besides train.py, eval.py and export.py."""

@@ -1,0 +1,119 @@
+"""Weights into a network: by exact name, with every difference named."""
+
+from __future__ import annotations
+
+import logging
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn
+
+from focal.checkpoint.files import CheckpointError, write_checkpoint
+from focal.checkpoint.weights import assign_weights, freeze_stages, load_weights, read_weights
+from focal.errors import UserError
+
+
+class Network(nn.Cell):
+    """Parameters only, under official names."""
+
+    def __init__(self, classes=3, value=0.0):
+        super().__init__()
+        shapes = {"patch_embed.proj.weight": (2, 3), "layers.0.blocks.0.norm1.weight": (4,),
+                  "layers.10.blocks.0.norm1.weight": (4,), "layers.1.blocks.0.norm1.weight": (4,),
+                  "head.weight": (classes, 4), "head.bias": (classes,)}  # fmt: skip
+        self.weights = ms.ParameterTuple(
+            [Parameter(Tensor(np.full(shape, value, np.float32)), name=name) for name, shape in shapes.items()]
+        )
+        self.random_counter = Parameter(Tensor(5, ms.int32), name="random_counter", requires_grad=False)
+
+
+def values(network):
+    return {parameter.name: parameter.asnumpy() for parameter in network.get_parameters()}
+
+
+def arrays(classes=3, value=1.0):
+    return {n: np.full_like(v, value) for n, v in values(Network(classes)).items() if n != "random_counter"}
+
+
+def test_every_parameter_is_set_by_its_name():
+    network = Network()
+    report = assign_weights(network, arrays(), "x")
+    assert len(report.loaded) == 6 and not report.reinitialised and not report.unexpected
+    assert all((value == 1).all() for name, value in values(network).items() if name != "random_counter")
+    assert values(network)["random_counter"] == 5
+
+
+def test_a_suffix_is_no_match():
+    weights = arrays()
+    weights["module.head.bias"] = weights.pop("head.bias")
+    with pytest.raises(UserError) as error:
+        assign_weights(Network(), weights, "x.ckpt")
+    message = str(error.value)
+    assert "missing: head.bias" in message and "unexpected: module.head.bias" in message and "x.ckpt" in message
+    assert "\n" not in message
+
+
+def test_wrong_shapes_are_named_with_both_shapes():
+    with pytest.raises(UserError, match=r"misshaped: head.weight \(7, 4\) for \(3, 4\), head.bias \(7,\) for \(3,\)"):
+        assign_weights(Network(), arrays(7), "x")
+
+
+def test_nothing_is_set_when_something_is_wrong():
+    network = Network()
+    with pytest.raises(UserError):
+        assign_weights(network, arrays(7), "x")
+    assert all((value == 0).all() for name, value in values(network).items() if name != "random_counter")
+
+
+def test_a_new_head_for_fine_tuning():
+    network = Network(classes=3, value=0.5)
+    report = assign_weights(network, arrays(1000), "x", new_head=True)
+    assert report.reinitialised == ("head.weight", "head.bias")
+    assert "left as initialised" in str(report) and "head.weight" in str(report)
+    found = values(network)
+    assert (found["head.weight"] == 0.5).all() and (found["patch_embed.proj.weight"] == 1).all()
+    wrong_body = arrays(1000)
+    wrong_body["layers.0.blocks.0.norm1.weight"] = np.ones(9, np.float32)
+    with pytest.raises(UserError, match="layers.0.blocks.0.norm1.weight"):
+        assign_weights(network, wrong_body, "x", new_head=True)
+
+
+def test_own_checkpoints_hold_raw_and_averaged_weights(tmp_path):
+    path = str(tmp_path / "a.ckpt")
+    state = {**arrays(value=1.0), "optimizer.step": np.int32(3), "loss_scale.value": np.float32(2)}
+    state.update({f"ema.{name}": np.full_like(value, 2) for name, value in arrays().items() if "patch" not in name})
+    state.update({f"moment1.{name}": value for name, value in arrays(value=9.0).items()})
+    write_checkpoint(tmp_path / "a.ckpt", state, {})
+    for use_ema, head, stem in ((False, 1.0, 1.0), (True, 2.0, 1.0)):
+        network = Network()
+        load_weights(network, path, use_ema)
+        assert (values(network)["head.weight"] == head).all()
+        assert (values(network)["patch_embed.proj.weight"] == stem).all(), "no average: frozen, so as it is"
+    assert set(read_weights(path)) == set(arrays())
+
+
+def test_averaged_weights_that_are_not_there_are_refused(tmp_path):
+    write_checkpoint(tmp_path / "a.ckpt", arrays(), {})
+    with pytest.raises(CheckpointError, match="holds no averaged weights"):
+        read_weights(str(tmp_path / "a.ckpt"), use_ema=True)
+
+
+def test_freezing_takes_the_stem_and_whole_stages():
+    network = Network()
+    assert freeze_stages(network, 0) == []
+    frozen = freeze_stages(network, 2)
+    assert frozen == ["patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight", "layers.1.blocks.0.norm1.weight"]
+    trained = [parameter.name for parameter in network.trainable_params()]
+    assert trained == ["layers.10.blocks.0.norm1.weight", "head.weight", "head.bias"]
+
+
+def test_a_checkpoint_kept_for_its_averages_says_so_when_raw_weights_are_taken(tmp_path, caplog):
+    path = tmp_path / "best.ckpt"
+    both = {**arrays(), **{f"ema.{name}": value for name, value in arrays(value=2.0).items()}}
+    write_checkpoint(path, both, {"best_is_ema": True})
+    logging.getLogger("focal").propagate = True
+    read_weights(str(path), use_ema=True)
+    assert not caplog.text
+    read_weights(str(path))
+    assert "kept for its averaged weights; --use_ema True takes them" in caplog.text

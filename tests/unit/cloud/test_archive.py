@@ -1,0 +1,173 @@
+"""Archives: everything inside arrives, nothing gets out."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import random
+import tarfile
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Callable
+
+import pytest
+
+from focal.data import unpack_archive
+from focal.errors import UserError
+
+
+def _tar(path: Path, fill: Callable[[tarfile.TarFile], None], mode: str = "w:gz") -> Path:
+    with tarfile.open(path, mode) as tar:
+        fill(tar)
+    return path
+
+
+def _entry(name: str, data: bytes = b"x", **fields: object) -> Callable[[tarfile.TarFile], None]:
+    info = tarfile.TarInfo(name)
+    info.size = len(data) if fields.get("type", tarfile.REGTYPE) == tarfile.REGTYPE else 0
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return lambda tar: tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("suffix", ("tar", "tar.gz", "zip"))
+def test_everything_arrives(image_folder: Path, tmp_path: Path, suffix: str) -> None:
+    archive = tmp_path / f"imagenet.{suffix}"
+    if suffix == "zip":
+        with zipfile.ZipFile(archive, "w") as zipped:
+            for path in sorted(image_folder.rglob("*")):
+                zipped.write(path, path.relative_to(image_folder))
+    else:
+        _tar(archive, lambda tar: tar.add(image_folder, "."), "w:gz" if suffix == "tar.gz" else "w")
+    unpack_archive(archive, tmp_path / "out")
+    found = {path.relative_to(tmp_path / "out"): path.read_bytes() for path in (tmp_path / "out").rglob("*.jpg")}
+    expected = {path.relative_to(image_folder): path.read_bytes() for path in image_folder.rglob("*.jpg")}
+    assert len(expected) == 35 and found == expected
+
+
+@pytest.mark.parametrize("name", ("../evil", "a/../../evil", "/evil", "a/..", "..\\evil", "C:\\evil", "\\evil"))
+@pytest.mark.parametrize("kind", ("tar", "zip"))
+def test_entry_that_leaves_the_folder_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+    archive = tmp_path / f"bad.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as zipped:
+            zipped.writestr(name, "x")
+    else:
+        _tar(archive, _entry(name), "w")
+    target = tmp_path / "deep" / "out"
+    with pytest.raises(UserError, match="leaves the folder"):
+        unpack_archive(archive, target)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [archive.name]
+
+
+@pytest.mark.parametrize("kind", (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE))
+def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
+    archive = _tar(tmp_path / "bad.tar.gz", _entry("a", b"", type=kind, linkname="../../etc"))
+    with pytest.raises(UserError, match="only files"):
+        unpack_archive(archive, tmp_path / "out")
+    assert not os.path.lexists(tmp_path / "out" / "a")
+
+
+def test_link_in_a_zip_is_refused(tmp_path: Path) -> None:
+    info = zipfile.ZipInfo("link")
+    info.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as zipped:
+        zipped.writestr(info, "/etc/passwd")
+    with pytest.raises(UserError, match="link"):
+        unpack_archive(tmp_path / "bad.zip", tmp_path / "out")
+
+
+def test_link_that_was_there_before_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "train").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="link"):
+        unpack_archive(_tar(tmp_path / "a.tar.gz", _entry("train/x.jpg")), tmp_path / "out")
+    assert not list((tmp_path / "outside").iterdir())
+
+
+def _three_files(tar: tarfile.TarFile) -> None:
+    for name, size in (("train/a.jpg", 700), ("train/b.jpg", 512), ("val/c.jpg", 0)):
+        _entry(name, b"x" * size)(tar)
+
+
+# Of the three files: header, two blocks, header, one block, header, then the blocks of zeros that end a tar.
+@pytest.mark.parametrize("cut", (0, 100, 512, 1000, 1536, 1537, 2048, 2560, 3071))
+@pytest.mark.parametrize("compressed", (False, True))
+def test_archive_cut_short(tmp_path: Path, cut: int, compressed: bool) -> None:
+    whole = _tar(tmp_path / "whole.tar", _three_files, "w").read_bytes()
+    archive = tmp_path / "cut.tar.gz"
+    archive.write_bytes(gzip.compress(whole[:cut]) if compressed else whole[:cut])
+    with pytest.raises(UserError, match="download complete") as caught:
+        unpack_archive(archive, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", (0.0, 0.25, 0.5, 0.75))
+def test_compressed_archive_cut_short(tmp_path: Path, share: float) -> None:
+    def fill(tar: tarfile.TarFile) -> None:
+        for index in range(20):
+            _entry(f"train/{index}.jpg", random.Random(index).randbytes(700))(tar)
+
+    archive = _tar(tmp_path / "a.tar.gz", fill)
+    data = archive.read_bytes()
+    archive.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UserError, match="download complete"):
+        unpack_archive(archive, tmp_path / "out")
+
+
+def test_damaged_header_is_not_the_end(tmp_path: Path) -> None:
+    archive = _tar(tmp_path / "a.tar", _three_files, "w")
+    data = bytearray(archive.read_bytes())
+    data[1536] ^= 1  # The name in the second header: its checksum is wrong now.
+    archive.write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        unpack_archive(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("module", (gzip, bz2, lzma))
+def test_changed_bit_is_noticed(tmp_path: Path, module: ModuleType) -> None:
+    """In the middle of data that do not compress, where only the checksum behind them can tell."""
+    data = random.Random(0).randbytes(20_000)
+    whole = _tar(tmp_path / "a.tar", _entry("train/a.jpg", data), "w").read_bytes()
+    compressed = bytearray(module.compress(whole))
+    compressed[len(compressed) // 2] ^= 1
+    (tmp_path / "b.tar.any").write_bytes(compressed)
+    with pytest.raises(UserError, match="cannot unpack"):
+        unpack_archive(tmp_path / "b.tar.any", tmp_path / "out")
+
+
+def test_gzip_in_several_members(tmp_path: Path) -> None:
+    whole = _tar(tmp_path / "a.tar", _three_files, "w").read_bytes()
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(whole[:1000]) + gzip.compress(whole[1000:]))
+    unpack_archive(tmp_path / "a.tar.gz", tmp_path / "out")
+    assert len(list((tmp_path / "out").rglob("*.jpg"))) == 3
+
+
+def test_joined_archives_are_refused(tmp_path: Path) -> None:
+    """tarfile, as tar, stops at the end of the first and would lose the second without a word."""
+    whole = _tar(tmp_path / "a.tar.gz", _three_files).read_bytes()
+    (tmp_path / "b.tar.gz").write_bytes(whole + whole)
+    with pytest.raises(UserError, match="goes on after its end"):
+        unpack_archive(tmp_path / "b.tar.gz", tmp_path / "out")
+
+
+def test_tar_that_begins_like_a_zip(tmp_path: Path) -> None:
+    unpack_archive(_tar(tmp_path / "a.tar", _entry("PK.jpg"), "w"), tmp_path / "out")
+    assert (tmp_path / "out" / "PK.jpg").read_bytes() == b"x"
+
+
+def test_tar_ends_at_its_first_block_of_zeros(tmp_path: Path) -> None:
+    archive = _tar(tmp_path / "a.tar", _three_files, "w")
+    archive.write_bytes(archive.read_bytes()[: 3072 + 512])
+    unpack_archive(archive, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.jpg")) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_missing_archive(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot unpack"):
+        unpack_archive(tmp_path / "none.tar.gz", tmp_path / "out")

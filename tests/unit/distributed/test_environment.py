@@ -1,0 +1,137 @@
+"""What the environment of each launcher and platform means for this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from focal.distributed.environment import check_device_num, detect_launch, rank_table_size
+from focal.errors import UserError
+
+SERVER_LIST = {
+    "status": "completed",
+    "server_count": "2",
+    "server_list": [
+        {"server_id": "10.0.0.1", "device": [{"device_id": str(i), "rank_id": str(i)} for i in range(8)]},
+        {"server_id": "10.0.0.2", "device": [{"device_id": str(i), "rank_id": str(8 + i)} for i in range(8)]},
+    ],
+}
+GROUP_LIST = {
+    "status": "completed",
+    "group_count": "1",
+    "group_list": [
+        {
+            "group_name": "job",
+            "instance_list": [{"devices": [{"device_id": str(i)} for i in range(8)], "server_id": "a"}],
+        }
+    ],
+}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "jobstart_hccl.json"
+    path.write_text(json.dumps(SERVER_LIST))
+    return path
+
+
+def test_an_ordinary_shell_is_no_launch() -> None:
+    assert detect_launch({"PATH": "/bin"}) is None
+
+
+def test_a_preset_engine_with_one_process_is_no_launch() -> None:
+    assert detect_launch({"RANK_SIZE": "1", "RANK_ID": "0", "DEVICE_ID": "0", "JOB_ID": "x"}) is None
+
+
+def test_msrun_worker() -> None:
+    launch = detect_launch({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "8", "MS_NODE_ID": "3", "DEVICE_ID": "3"})
+    assert (launch.launcher, launch.rank, launch.world_size, launch.device_id) == ("dynamic_cluster", 3, 8, 3)
+    assert not launch.is_scheduler
+
+
+def test_msrun_worker_whose_rank_mindspore_assigns() -> None:
+    launch = detect_launch({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "16", "DEVICE_ID": "3"})
+    assert launch.rank is None and launch.world_size == 16
+
+
+def test_msrun_scheduler_trains_nothing() -> None:
+    launch = detect_launch({"MS_ROLE": "MS_SCHED", "MS_WORKER_NUM": "8", "RANK_ID": "0"})
+    assert launch.is_scheduler and launch.rank is None
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_rank_table_as_file_or_as_modelarts_folder(table: Path, as_folder: bool) -> None:
+    location = table.parent if as_folder else table
+    launch = detect_launch({"RANK_TABLE_FILE": str(location), "RANK_ID": "9", "DEVICE_ID": "1"})
+    assert (launch.launcher, launch.rank, launch.world_size, launch.device_id) == ("rank_table", 9, 16, 1)
+    assert launch.rank_table == table
+
+
+def test_rank_table_of_the_older_form(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(GROUP_LIST))
+    assert rank_table_size(path) == 8
+
+
+def test_preset_engine_of_several_processes() -> None:
+    launch = detect_launch({"RANK_SIZE": "8", "RANK_ID": "5", "DEVICE_ID": "5"})
+    assert (launch.launcher, launch.rank, launch.world_size) == ("preset", 5, 8)
+
+
+def test_mpi() -> None:
+    environ = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+    launch = detect_launch(environ)
+    assert (launch.rank, launch.world_size, launch.device_id) == (3, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"MS_ROLE": "MS_SERVER"}, "MS_ROLE: 'MS_SERVER'"),
+        ({"MS_ROLE": "MS_WORKER"}, "MS_WORKER_NUM is not set"),
+        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "two"}, "MS_WORKER_NUM: 'two' is not a number"),
+        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "MS_NODE_ID": "2"}, "rank 2 .* less than .* 2"),
+        ({"RANK_TABLE_FILE": "/does/not/exist.json", "RANK_ID": "0"}, "RANK_TABLE_FILE: .* does not exist"),
+        ({"RANK_SIZE": "8"}, "RANK_ID is not set"),
+    ],
+)
+def test_contradictions_are_refused(environ: dict[str, str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        detect_launch(environ)
+
+
+def test_rank_table_without_a_rank(table: Path) -> None:
+    with pytest.raises(UserError, match="RANK_TABLE_FILE is set but RANK_ID is not"):
+        detect_launch({"RANK_TABLE_FILE": str(table)})
+
+
+def test_rank_table_against_rank_size(table: Path) -> None:
+    with pytest.raises(UserError, match="RANK_SIZE: 8 contradicts RANK_TABLE_FILE, which lists 16"):
+        detect_launch({"RANK_TABLE_FILE": str(table), "RANK_ID": "0", "RANK_SIZE": "8"})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("not json", "is not a rank table"),
+        ("[1, 2]", "is not a rank table"),
+        ('{"other": 1}', "is not a rank table"),
+        (json.dumps({**SERVER_LIST, "status": "initializing"}), "status 'initializing'"),
+        (json.dumps({"status": "completed", "server_list": []}), "lists no devices"),
+    ],
+)
+def test_bad_rank_tables(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words):
+        rank_table_size(path)
+
+
+def test_device_num_must_agree_with_the_launcher() -> None:
+    launch = detect_launch({"RANK_SIZE": "8", "RANK_ID": "5"})
+    check_device_num(8, launch)
+    check_device_num(1, launch)  # the default says nothing
+    with pytest.raises(UserError, match="device_num: 4 contradicts the environment, where preset started 8 workers"):
+        check_device_num(4, launch)

@@ -1,0 +1,46 @@
+"""Who writes what where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from focal.distributed.device import Device
+from focal.distributed.logging import setup_logging
+from focal.errors import UserError
+
+
+def test_rank_0_speaks_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    setup_logging(Device(rank=0, world_size=2), str(tmp_path)).info("hello")
+    assert "hello" in capsys.readouterr().out
+    assert "rank 0 INFO hello" in (tmp_path / "log" / "rank_0.log").read_text()
+
+
+def test_other_ranks_only_warn_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    logger = setup_logging(3, str(tmp_path))
+    logger.info("quiet")
+    logger.warning("loud")
+    out = capsys.readouterr().out
+    assert "quiet" not in out and "[rank 3]" in out and "loud" in out
+    text = (tmp_path / "log" / "rank_3.log").read_text()
+    assert "quiet" in text and "loud" in text
+
+
+def test_setting_up_twice_logs_once(capsys: pytest.CaptureFixture) -> None:
+    setup_logging(0)
+    setup_logging(0).info("once")
+    assert capsys.readouterr().out.count("once") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="train_url: cannot make .*file/log .*give a folder that can be written"):
+        setup_logging(0, str(tmp_path / "file"))
+
+
+def test_a_resumed_job_appends(tmp_path: Path) -> None:
+    for word in ("first", "second"):
+        setup_logging(0, str(tmp_path)).info(word)
+    text = (tmp_path / "log" / "rank_0.log").read_text()
+    assert "first" in text and "second" in text

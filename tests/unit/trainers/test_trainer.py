@@ -1,0 +1,95 @@
+"""The loop: when it saves, when it stops. Steps, data and evaluation are stand-ins; train.py itself runs elsewhere."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from focal.checkpoint.files import BestCheckpoints
+from focal.checkpoint.resume import Progress
+from focal.distributed.device import Device
+from focal.distributed.signals import StopSignals
+from focal.trainers import trainer as training_module
+from focal.trainers.train_one_step import OUTPUTS
+from focal.trainers.trainer import Outputs, Training
+
+STEPS_PER_EPOCH = 4
+
+
+class Recorder:
+    """Takes the place of `LastCheckpoints`."""
+
+    def __init__(self):
+        self.saved = []
+
+    def save(self, tensors, meta):
+        self.saved.append((meta["progress"]["update"], meta["progress"]["step_in_epoch"]))
+        return True
+
+
+@pytest.fixture
+def run(make_config, tmp_path, monkeypatch):
+    """A training from `progress` on; returns what it saved, how many steps it took, and where it is."""
+    monkeypatch.setattr(training_module, "compile_ahead", lambda *arguments: None)
+    monkeypatch.setattr(training_module, "collect_tensors", lambda *arguments: {})
+    monkeypatch.setattr(Training, "_evaluate", lambda self: "")
+
+    def run(progress=None, **keys):
+        config = make_config(epochs=3, warmup_length=0, cool_length=0, **keys)
+        steps, last = [], Recorder()
+
+        def step(images, targets):
+            steps.append(1)
+            return tuple(Tensor(np.float32(0)) for _ in OUTPUTS)
+
+        class Data:
+            steps_per_epoch = STEPS_PER_EPOCH
+
+            def take_replaced(self):
+                return 0
+
+            def epoch(self, epoch, first):
+                yield from ((np.zeros(1, np.float32),) * 2 for _ in range(first, STEPS_PER_EPOCH))
+
+        metrics = SimpleNamespace(write=lambda *arguments: None)
+        outputs = Outputs(metrics, last, BestCheckpoints(tmp_path, 1))
+        progress = progress or Progress()
+        training = Training(config, Device(), step, None, Data(), None, progress, outputs, StopSignals())
+        assert training.run() == 0
+        return last.saved, len(steps), progress
+
+    return run
+
+
+def test_saves_at_the_end_of_every_epoch(run):
+    saved, steps, progress = run()
+    assert saved == [(4, 0), (8, 0), (12, 0)] and steps == 12 and progress.epoch == 3
+
+
+def test_save_steps_counts_updates_also_where_an_epoch_ends(run):
+    assert run(save_steps=4, save_every=3)[0] == [(4, 0), (8, 0), (12, 0)]
+    assert run(save_steps=3, save_every=3)[0] == [(3, 3), (6, 2), (9, 1), (12, 0)]
+
+
+def test_nothing_is_saved_twice(run):
+    assert run(max_steps=4)[0] == [(4, 0)]
+    assert run(max_steps=6, save_steps=2)[0] == [(2, 2), (4, 0), (6, 2)]
+
+
+def test_max_steps_that_are_done_already_do_nothing(run):
+    progress = Progress(epoch=1, update=4)
+    saved, steps, after = run(progress, max_steps=4)
+    assert (saved, steps) == ([], 0) and after == Progress(epoch=1, update=4)
+
+
+def test_max_steps_counts_updates_not_micro_batches(run):
+    saved, steps, progress = run(max_steps=3, accumulation_step=2)
+    assert saved == [(2, 0), (3, 2)] and steps == 6 and progress.update == 3
+
+
+def test_goes_on_in_the_middle_of_an_epoch(run):
+    saved, steps, progress = run(Progress(epoch=2, step_in_epoch=3, update=11))
+    assert saved == [(12, 0)] and steps == 1 and progress.epoch == 3

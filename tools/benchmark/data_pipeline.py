@@ -1,0 +1,133 @@
+"""How many images per second the training data pipeline makes, stage by stage and as a whole."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+
+from focal.config.schema import Config
+from focal.data import TrainData, check_data
+from focal.data.decode import UnreadableImage, decode_rgb
+from focal.data.engine import iterate
+from focal.data.folder import DataLayout
+from focal.data.pipeline import TrainPipeline
+from focal.data.sources import ImageSource
+from focal.errors import UserError
+
+logger = logging.getLogger("focal")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, default=4096, help="images for the whole pipeline")
+    parser.add_argument("--stage_images", type=int, default=512, help="images for each stage alone")
+
+
+def run(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure, log a table, write `--json` if asked; returns what is written."""
+    if min(arguments.images, arguments.stage_images) < 1:
+        raise UserError(f"images: {arguments.images} and {arguments.stage_images} must be at least 1")
+    layout = check_data(config, config.data.data_url, splits=("train",))
+    result: dict[str, Any] = {
+        "benchmark": "data",
+        "batch_size": config.data.batch_size,
+        "image_size": list(config.model.image_hw),
+        "auto_augment": config.augment.auto_augment,
+        "workers": config.data.num_parallel_workers,
+        "worker_processes": config.data.worker_processes,
+        "cpus": os.cpu_count(),
+        "stages_images_per_second": measure_stages(config, layout, arguments.stage_images),
+        "images_per_second": measure_pipeline(config, layout, arguments.images),
+    }
+    kind = "processes" if config.data.worker_processes else "threads"
+    for stage, rate in result["stages_images_per_second"].items():
+        logger.info("%-22s %8.0f images/s in one thread", stage, rate)
+    logger.info(
+        "%-22s %8.0f images/s with %d %s", "whole pipeline", result["images_per_second"], result["workers"], kind
+    )
+    if config.run.json:
+        Path(config.run.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def measure_stages(config: Config, layout: DataLayout, count: int) -> dict[str, float]:
+    """Images per second of each stage alone in one thread, on `count` images (repeated if there are fewer)."""
+    source = layout.train
+    assert source is not None
+    pipeline = TrainPipeline(
+        config.augment, config.data, config.model.image_hw, config.model.num_classes, config.run.seed
+    )
+    batch = config.data.batch_size
+    count = -(-count // batch) * batch
+    files = readable_files(source, count)
+    rngs = [pipeline.sample_rng(0, index) for index in range(count)]
+    images: list[Any] = [None] * count
+    pixels = np.zeros((batch, 3, *config.model.image_hw), dtype=np.float32)
+    labels = np.resize(source.labels, batch)
+
+    def decode_crop(index: int) -> None:
+        images[index] = pipeline.crop(decode_rgb(files[index]), rngs[index])
+
+    def augment(index: int) -> None:
+        images[index] = pipeline.augment(images[index], rngs[index])
+
+    def normalize_erase(index: int) -> None:
+        pipeline.normalize(images[index], rngs[index], pixels[index % batch])
+
+    def mix(index: int) -> None:
+        if index % batch == 0:
+            pipeline.mix(pixels, labels, 0, index // batch)
+
+    stages: tuple[Callable[[int], None], ...] = (decode_crop, augment, normalize_erase, mix)
+    names = ("decode+crop", "augment", "normalise+erase", "batch+mix")
+    return {name: count / _seconds(stage, count) for name, stage in zip(names, stages)}
+
+
+def readable_files(source: ImageSource, count: int) -> list[bytes]:
+    """`count` image files from the first on, over and over; those that cannot be read are passed over, as in training.
+
+    Raises:
+        UserError: none can be read.
+    """
+    files: list[bytes] = []
+    for index in range(len(source)):
+        if len(files) == count:
+            break
+        with contextlib.suppress(UnreadableImage):
+            data = source.read(index)
+            decode_rgb(data)
+            files.append(data)
+    if not files:
+        raise UserError("data_url: none of the training images can be read; see scripts/check_dataset.py")
+    return [files[number % len(files)] for number in range(count)]
+
+
+def _seconds(function: Callable[[int], None], count: int) -> float:
+    start = time.perf_counter()
+    for index in range(count):
+        function(index)
+    return time.perf_counter() - start
+
+
+def measure_pipeline(config: Config, layout: DataLayout, images: int) -> float:
+    """Images per second out of the engine, counted from when each worker has delivered a batch."""
+    data = TrainData(config, layout)
+    warm_up = config.data.num_parallel_workers
+    steps = max(1, images // config.data.batch_size)
+    epochs = -(-(warm_up + steps) // data.steps_per_epoch)
+    batches = iterate(data.dataset(0, epochs=epochs))
+    for _ in range(warm_up):
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+    seconds = time.perf_counter() - start
+    batches.close()
+    return steps * config.data.batch_size / seconds
