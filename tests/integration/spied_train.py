@@ -63,11 +63,11 @@ def spy() -> None:
         return code
 
     def batches_with_bad(self: Any, epoch: int, first_step: int = 0) -> Iterator[tuple]:
-        for step, (images, targets) in enumerate(batches(self, epoch, first_step), first_step):
+        for step, (images, *others) in enumerate(batches(self, epoch, first_step), first_step):
             if epoch == 0 and step in bad_steps and RANK == LAST_RANK:
                 images = images.copy()
                 images[-1] = np.inf
-            yield images, targets
+            yield images, *others
 
     setup.build_network = build_unequal
     training.Training.run = run_watched

@@ -165,9 +165,9 @@ class PoisonedData:
         self.take_replaced = data.take_replaced
 
     def epoch(self, epoch, first_step=0):
-        for images, targets in self.data.epoch(epoch, first_step):
+        for images, targets, drop_path in self.data.epoch(epoch, first_step):
             self.count += 1
-            yield images, targets * (np.nan if self.count > self.from_update else 1)
+            yield images, targets * (np.nan if self.count > self.from_update else 1), drop_path
 
 
 @pytest.mark.slow

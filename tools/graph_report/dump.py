@@ -131,7 +131,9 @@ def _compile(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         inputs, sizes = [ms.Tensor(images)], []
         if request["mode"] == "train":
             cell = _training_step(config)
-            inputs.append(ms.Tensor(np.zeros((config.data.batch_size, config.model.num_classes), np.float32)))
+            batch_size, model = config.data.batch_size, config.model
+            inputs.append(ms.Tensor(np.zeros((batch_size, model.num_classes), np.float32)))
+            inputs.append(ms.Tensor(np.ones((2 * sum(model.depths), batch_size), np.float32)))
             sizes = [4 * parameter.size for parameter in cell.optimizer.parameters_to_train]
         else:
             cell = _inference(config, request["mode"])

@@ -165,7 +165,8 @@ def restore(
 def _restore_tensors(checkpoint: Checkpoint, train_step: TrainOneStep, world_size: int, strict: bool) -> None:
     parameters = {parameter.name: parameter for parameter in _state_parameters(train_step)}
     missing = sorted(parameters.keys() - checkpoint.tensors.keys())
-    unexpected = sorted(checkpoint.tensors.keys() - parameters.keys())
+    # Checkpoints of earlier versions hold the counter of random masks even where nothing uses it.
+    unexpected = sorted(checkpoint.tensors.keys() - parameters.keys() - {_RANDOM_COUNTER})
     misshaped = [name for name in parameters.keys() & checkpoint.tensors.keys()
                  if parameters[name].shape != checkpoint.tensors[name].shape]  # fmt: skip
     problems = []

@@ -75,6 +75,12 @@ class ModelConfig:
     recompute: bool = key(False, "recompute blocks in the backward pass: less memory, more time")
 
     @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """Rate of drop path of each block, from the first to the last: linear from 0 to `drop_path_rate`."""
+        blocks = sum(self.depths)
+        return tuple(self.drop_path_rate * index / max(blocks - 1, 1) for index in range(blocks))
+
+    @property
     def image_hw(self) -> tuple[int, int]:
         """Height and width of the input in pixels."""
         if isinstance(self.image_size, int):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
+from mindspore import Tensor
 
 from focal.errors import UserError
 from focal.json_files import finite_or_none
@@ -30,9 +31,9 @@ class UpdateQueue:
     """
 
     def __init__(self) -> None:
-        self._pending: list[tuple] = []
+        self._pending: list[Tensor] = []
 
-    def add(self, outputs: tuple) -> None:
+    def add(self, outputs: Tensor) -> None:
         """Take the outputs of an update, as the step returned them."""
         self._pending.append(outputs)
 
@@ -41,7 +42,7 @@ class UpdateQueue:
 
     def fetch(self) -> np.ndarray:
         """float64 (n, len(OUTPUTS)) of the n updates since the last call."""
-        fetched = [[float(value.asnumpy()) for value in outputs] for outputs in self._pending]
+        fetched = [outputs.asnumpy() for outputs in self._pending]
         self._pending = []
         return np.array(fetched, np.float64).reshape(len(fetched), len(OUTPUTS))
 

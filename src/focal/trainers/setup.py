@@ -22,7 +22,7 @@ from focal.trainers.callbacks import MetricsFiles
 from focal.trainers.losses import SoftTargetCrossEntropy
 from focal.trainers.lr_schedule import learning_rate_factor, learning_rates
 from focal.trainers.optimizer import create_optimizer
-from focal.trainers.train_one_step import Ranks, TrainOneStep, trained_parameters
+from focal.trainers.train_one_step import TrainOneStep, trained_parameters
 from focal.trainers.trainer import Outputs, updates_per_epoch
 
 logger = logging.getLogger("focal")
@@ -62,8 +62,7 @@ def build_train_step(config: Config, network: nn.Cell, steps_per_epoch: int, dev
         "%s, %s: base rate %.3g x %.4g (images per update / 512)",
         config.optim.optimizer, config.optim.lr_scheduler, config.optim.base_lr, factor,
     )  # fmt: skip
-    ranks = Ranks(device.rank, device.world_size)
-    return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, ranks)
+    return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, device)
 
 
 def resume_state(

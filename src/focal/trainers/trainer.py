@@ -125,7 +125,7 @@ class Training:
             self.watch.stop()
         return self._finish()
 
-    def _steps(self) -> Iterator[tuple]:
+    def _steps(self) -> Iterator[Tensor]:
         """Do one micro-batch per item: the outputs of the step, from wherever the training is to the last epoch."""
         per_epoch = self.updates_per_epoch * self.micro_batches
         epochs = self.config.optim.epochs
@@ -139,16 +139,16 @@ class Training:
         while self.progress.epoch < epochs:
             first = self.progress.step_in_epoch
             batches = self.stop.guard(self.train_data.epoch(self.progress.epoch, first))
-            for _, (images, targets) in zip(range(per_epoch - first), batches):
-                yield self._step(Tensor(images), Tensor(targets))
+            for _, batch in zip(range(per_epoch - first), batches):
+                yield self._step(*map(Tensor, batch))
 
-    def _step(self, images: Tensor, targets: Tensor) -> tuple:
+    def _step(self, *batch: Tensor) -> Tensor:
         if not self.compiled:
             start, self.compiled = time.time(), True
-            compile_ahead(self.train_step, images, targets)
+            compile_ahead(self.train_step, *batch)
             self.watch.beat()
             logger.info("training step compiled in %s", format_duration(time.time() - start))
-        return self.train_step(images, targets)
+        return self.train_step(*batch)
 
     def _watched(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The items of `batches`, each taken as a sign of progress; stop signals stay ours."""
@@ -156,7 +156,7 @@ class Training:
             self.watch.beat()
             yield item
 
-    def _after_step(self, outputs: tuple) -> None:
+    def _after_step(self, outputs: Tensor) -> None:
         self.watch.beat()
         progress = self.progress
         progress.step_in_epoch += 1

@@ -52,7 +52,7 @@ def read_events(folder):
 def test_queue_fetches_each_update_once():
     queue = UpdateQueue()
     for number in range(3):
-        queue.add(tuple(Tensor(np.float32(number + i)) for i in range(len(OUTPUTS))))
+        queue.add(Tensor(np.arange(len(OUTPUTS), dtype=np.float32) + number))
     assert len(queue) == 3
     assert (queue.fetch() == np.arange(3)[:, None] + np.arange(len(OUTPUTS))).all()
     assert len(queue) == 0 and queue.fetch().shape == (0, len(OUTPUTS))
