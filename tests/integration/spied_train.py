@@ -43,7 +43,7 @@ def spy() -> None:
     from focal.trainers import setup
     from focal.trainers import trainer as training
 
-    build, run, batches = setup.build_network, training.Training.run, focal.data.TrainData.epoch
+    build, run, batches = setup.build_network, training.Trainer.run, focal.data.TrainData.epoch
     bad_steps = [int(step) for step in os.environ.get("FOCAL_SPY_BAD_STEPS", "").split(",") if step]
 
     def build_unequal(*arguments: Any) -> Any:
@@ -70,7 +70,7 @@ def spy() -> None:
             yield images, *others
 
     setup.build_network = build_unequal
-    training.Training.run = run_watched
+    training.Trainer.run = run_watched
     focal.data.TrainData.epoch = batches_with_bad
 
 

@@ -7,6 +7,7 @@ from typing import Callable, Optional
 import numpy as np
 from PIL import Image
 
+from focal.config.schema import Config
 from focal.data.buffers import BatchBuffers
 from focal.data.decode import UnreadableImage, decode_rgb
 from focal.data.pipeline import EvalPipeline, TrainPipeline
@@ -15,6 +16,16 @@ from focal.data.sources import ImageSource
 from focal.errors import UserError
 
 _REPLACEMENTS = 20  # stand-ins tried for an unreadable image
+
+
+def blank_batch(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Zeros of the shapes and types of a training batch, to compile the step for: images, targets, drop path."""
+    batch, model = config.data.batch_size, config.model
+    return (
+        np.zeros((batch, model.in_channels, *model.image_hw), np.float32),
+        np.zeros((batch, model.num_classes), np.float32),
+        np.zeros((2 * sum(model.depths), batch), np.float32),
+    )
 
 
 class TrainBatches:
