@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any
 
 from focal.config.schema import ConfigError
 
@@ -76,11 +76,6 @@ def arch_defaults(arch: str, given: Mapping[str, Any]) -> dict[str, Any]:
             f"focal_version: arch {arch!r} starts with neither focal_ nor focalv2_, so set focal_version to 1 or 2"
         )
     return implied
-
-
-def paper_top1(arch: str) -> Optional[float]:
-    """Top-1 accuracy in per cent that the paper reports for `arch`, or None for an unpublished name."""
-    return PAPER_TOP1.get(arch)
 
 
 def _nearest(arch: str) -> str:

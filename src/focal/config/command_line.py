@@ -38,7 +38,7 @@ def config_from_command_line(
     config_file = given.pop("config", None)
     if unknown and not (tolerate_unknown or str(given.get("run_openi")).lower() == "true"):
         raise ConfigError(_unknown_argument(unknown[0]))
-    path = Path(config_file) if config_file else _file_of_arch(given.get("arch", DEFAULT_ARCH))
+    path = _file_of_arch(given.get("arch", DEFAULT_ARCH)) if config_file is None else Path(config_file)
     file_keys = read_keys(path)
     _check_arch_flag(given, file_keys, path)
     return load_config({**(defaults or {}), **file_keys}, given), unknown

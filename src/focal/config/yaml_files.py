@@ -52,7 +52,7 @@ def _find_base(base: Any, chain: list[Path]) -> Path:
     if found is None:
         raise ConfigError(
             f"base: {trail} -> {base} does not exist; give a path relative to {chain[-1].parent}, or the name of a "
-            f"file in {CONFIG_FOLDER}"
+            "file in the repository's configs/"
         )
     if found.resolve() in [path.resolve() for path in chain]:
         raise ConfigError(f"base: {trail} -> {found} is a cycle; remove one of these base: lines")

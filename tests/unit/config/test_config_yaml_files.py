@@ -1,5 +1,7 @@
 """Configuration files: `base:` takes another file in, and files that cannot be read are refused in one line."""
 
+import re
+
 import pytest
 import yaml
 
@@ -41,6 +43,13 @@ def test_a_base_may_be_the_name_of_a_file_in_configs(name, write_yaml, tmp_path,
     path = CONFIG_FOLDER / (name if name.endswith(".yaml") else f"{name}.yaml")
     assert config == load_config(path, {"seed": 3})
     assert config.optim.epochs == 320
+
+
+def test_the_example_in_the_documentation_loads(write_yaml):
+    text = (CONFIG_FOLDER.parent / "docs" / "configuration.md").read_text()
+    config = load_config(write_yaml(re.search(r"```yaml\n(.*?)```", text, re.DOTALL).group(1)))
+    changes = {"batch_size": 32, "accumulation_step": 2, "auto_augment": "rand-m6-mstd0.5-inc1"}
+    assert config == load_config(CONFIG_FOLDER / "focalv2_tiny_useconv_patch4_window7_224.yaml", changes)
 
 
 def test_a_base_beside_the_file_is_preferred_to_one_in_configs(write_yaml):
