@@ -57,9 +57,7 @@ class ModelConfig:
     """The network: the arguments of the authors' `FocalTransformer` constructors, versions 1 and 2."""
 
     arch: str = key(
-        DEFAULT_ARCH,
-        "Name of the model. focal_... is version 1, focalv2_... version 2; scripts/list_models.py lists the published "
-        "ones.",
+        DEFAULT_ARCH, "Model name: focal_... is version 1, focalv2_... version 2; see scripts/list_models.py."
     )
     focal_version: int = key(
         2,
@@ -292,12 +290,7 @@ class RunConfig:
         0, "MindSpore's mode: 0 for graph mode, 1 for PyNative (debugging).", choices=(0, 1), may_change=True
     )
     dataset_sink_mode: bool = key(False, "Ascend: feed the device through a queue.", may_change=True)
-    seed: int = key(
-        0,
-        "Random seed for initialisation, data order, augmentation and drop path.",
-        low=0,
-        high=2**31 - 1,
-    )
+    seed: int = key(0, "Random seed for initialisation, data order, augmentation and drop path.", low=0, high=2**31 - 1)
     pretrained: Optional[str] = key(None, "Checkpoint to load weights from.", may_change=True)
     use_ema: bool = key(False, "Load the EMA weights of the checkpoint.", may_change=True)
     resume: Optional[str] = key(
