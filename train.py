@@ -54,7 +54,7 @@ def train(config: Config, device: Any, storage: Any, stop: Any) -> int:
     from focal.data import EvalData, TrainData, check_data
     from focal.evaluation import EvalStep
     from focal.trainers.setup import build_network, build_train_step, open_outputs, resume_state
-    from focal.trainers.trainer import Training
+    from focal.trainers.trainer import Trainer
 
     layout = check_data(config, storage.data_folder())
     train_data = TrainData(config, layout, device.rank, device.world_size)
@@ -66,7 +66,7 @@ def train(config: Config, device: Any, storage: Any, stop: Any) -> int:
     outputs = open_outputs(config, device, progress, train_data.steps_per_epoch, storage)
 
     eval_step = EvalStep(network)
-    return Training(config, device, train_step, eval_step, train_data, eval_data, progress, outputs, stop).run()
+    return Trainer(config, device, train_step, eval_step, train_data, eval_data, progress, outputs, stop).run()
 
 
 if __name__ == "__main__":

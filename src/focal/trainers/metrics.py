@@ -30,7 +30,8 @@ class MetricsFiles:
         self.path = Path(output_folder) / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # By epoch: with another number of devices, updates are counted anew.
-        kept, dropped = [], []
+        kept: list[dict[str, Any]] = []
+        dropped: list[dict[str, Any]] = []
         for record in _read_records(self.path):
             (kept if record["epoch"] <= epoch + 1e-6 else dropped).append(record)
         fresh = self.path.with_suffix(".new")

@@ -59,9 +59,9 @@ def layer_of(name: str, depths: Sequence[int]) -> int:
     if block:
         stage, index = int(block.group(1)), int(block.group(2))
         return 1 + sum(depths[:stage]) + index
-    stage = re.match(r"layers\.(\d+)\.", name)
-    if stage:
-        return sum(depths[: int(stage.group(1)) + 1])
+    downsampling = re.match(r"layers\.(\d+)\.", name)
+    if downsampling:
+        return sum(depths[: int(downsampling.group(1)) + 1])
     if name.startswith(("patch_embed.", "absolute_pos_embed")):
         return 0
     return sum(depths) + 1

@@ -80,7 +80,7 @@ def resume_state(
     if device.is_main:
         checkpoint = _find_checkpoint(config, output_folder)
         if checkpoint is not None:
-            progress = restore(checkpoint, train_step, config, device.world_size, steps_per_epoch)
+            progress = restore(checkpoint, train_step.state(), config, device.world_size, steps_per_epoch)
             logger.info(
                 "resumed from %s: epoch %d, step %d, update %d",
                 checkpoint.path, progress.epoch, progress.step_in_epoch, progress.update,
@@ -90,7 +90,7 @@ def resume_state(
             set_aside_earlier_results(output_folder)  # not before `restore` has accepted the checkpoint
         if progress is None:
             progress = Progress(training=1 + secrets.randbelow(2**24 - 1))
-    return share_state(train_step, progress, device)
+    return share_state(train_step.state(), progress, device)
 
 
 def _find_checkpoint(config: Config, output_folder: str) -> Optional[Checkpoint]:

@@ -17,11 +17,20 @@ from typing import NamedTuple, Optional
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from focal.checkpoint.resume import TrainState
 from focal.config.schema import StepConfig
 from focal.distributed.collectives import gradient_all_reduces
 from focal.distributed.device import Device
 from focal.trainers.ema import Ema
-from focal.trainers.gradients import Accumulator, OverflowCheck, clip_factor, global_norm, scale_or_zero, to_float32
+from focal.trainers.gradients import (
+    Accumulator,
+    OverflowCheck,
+    as_vector,
+    clip_factor,
+    global_norm,
+    scale_or_zero,
+    to_float32,
+)
 from focal.trainers.loss_scale import LossScale
 from focal.trainers.losses import NetworkWithLoss
 from focal.trainers.optimizer import Optimizer
@@ -92,6 +101,16 @@ class TrainOneStep(nn.Cell):
         self.value_and_grad = ops.value_and_grad(self.scaled_loss, None, weights, has_aux=True)
         self.set_train()
 
+    def state(self) -> TrainState:
+        """What a checkpoint of the training holds. Not the schedule, which follows from the configuration."""
+        parameters = [
+            parameter
+            for parameter in self.get_parameters()
+            if parameter is not self.optimizer.learning_rates and not parameter.name.startswith("accumulated")
+        ]
+        averages = [] if self.ema is None else list(zip(self.ema.averages, self.ema.parameters_to_average))
+        return TrainState(self.network, parameters, averages, self.optimizer.position, self.random_counter)
+
     def construct(self, images: Tensor, targets: Tensor, drop_path: Optional[Tensor] = None) -> Tensor:
         """Train on one micro-batch.
 
@@ -144,10 +163,7 @@ class TrainOneStep(nn.Cell):
         """Sum over ranks: the one place where gradients cross devices."""
         if self.all_reduce_sum is None:
             return gradients
-        sums = ()
-        for i in range(len(gradients)):
-            sums += (self.gradient_sums[i](gradients[i]),)
-        return sums
+        return tuple([self.gradient_sums[i](gradients[i]) for i in range(len(gradients))])
 
     def agree_finite(self, norm: Tensor, loss: Tensor, overflow: Tensor) -> tuple:
         """Scalar bool, the same on every rank: was everything finite, everywhere? And the mean loss over ranks."""
@@ -156,14 +172,6 @@ class TrainOneStep(nn.Cell):
             summed = self.all_reduce_sum(as_vector((bad, loss)))
             bad, loss = summed[0], summed[1] * (1.0 / self.world_size)
         return bad == 0, loss
-
-
-def as_vector(scalars: tuple) -> Tensor:
-    """Scalar tensors -> one vector. By concat: an Ascend has a newer kernel for it than for stack."""
-    parts = ()
-    for scalar in scalars:
-        parts += (scalar.reshape((1,)),)
-    return ops.concat(parts, 0)
 
 
 def _random_counter(network: nn.Cell, rank: int) -> Optional[Parameter]:
