@@ -18,7 +18,7 @@ from focal.models.focal_attention import FocalAttention
 
 logger = logging.getLogger("focal")
 
-_KEY_INDICES = ".topk_cloest_indice_"
+KEY_INDICES = ".topk_cloest_indice_"
 
 
 def learnable_parameters(network: nn.Cell) -> dict[str, Parameter]:
@@ -29,7 +29,7 @@ def learnable_parameters(network: nn.Cell) -> dict[str, Parameter]:
     return {
         name: parameter
         for name, parameter in network.official_parameters.items()
-        if name != "random_counter" and _KEY_INDICES not in name
+        if name != "random_counter" and KEY_INDICES not in name
     }
 
 
@@ -56,8 +56,8 @@ def load_official_state_dict(network: nn.Cell, state: Mapping[str, np.ndarray]) 
     ]
     if problems:
         raise UserError(f"state dict does not fit the network: {'; '.join(problems)}")
-    indices = {name: np.asarray(value) for name, value in state.items() if _KEY_INDICES in name}
-    absent = [name for name in buffers if _KEY_INDICES in name and name not in indices]
+    indices = {name: np.asarray(value) for name, value in state.items() if KEY_INDICES in name}
+    absent = [name for name in buffers if KEY_INDICES in name and name not in indices]
     if absent:
         logger.warning(
             "state dict has no %s (%d in all): ties among closest tokens are our own", absent[0], len(absent)
@@ -88,7 +88,7 @@ def set_key_indices(network: nn.Cell, indices: Mapping[str, np.ndarray]) -> None
             continue
         levels = []
         for level, parameter in enumerate(attention.key_indices):
-            name = f"{block}.attn{_KEY_INDICES}{level}"
+            name = f"{block}.attn{KEY_INDICES}{level}"
             value = np.asarray(indices.get(name, parameter.asnumpy())).astype(np.int64)
             repeated = (np.diff(np.sort(value, axis=1), axis=1) == 0).any()
             if repeated or value.min() < 0 or value.max() >= builder.grid_size(level):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from focal.errors import UserError
-from focal.json_files import read_json, write_json
+from focal.files import read_json, write_json
 
 logger = logging.getLogger("focal")
 

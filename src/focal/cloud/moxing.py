@@ -23,7 +23,7 @@ from focal.cloud.upload import with_retries
 from focal.config.schema import Config
 from focal.distributed.device import Device
 from focal.errors import UserError
-from focal.json_files import read_json, write_json
+from focal.files import read_json, write_json
 
 logger = logging.getLogger("focal")
 

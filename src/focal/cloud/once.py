@@ -22,7 +22,7 @@ import numpy as np
 
 from focal.distributed.device import Device, all_reduce_sum
 from focal.errors import UserError
-from focal.json_files import read_json, write_json
+from focal.files import read_json, write_json
 
 logger = logging.getLogger("focal")
 

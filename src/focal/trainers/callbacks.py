@@ -13,7 +13,7 @@ from typing import Any, Optional
 import numpy as np
 
 from focal.errors import UserError
-from focal.json_files import finite_or_none
+from focal.files import finite_or_none
 from focal.trainers.train_one_step import OUTPUTS
 
 logger = logging.getLogger("focal")
