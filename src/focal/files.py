@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-_TEMPORARY = ".partial."  # starts the name of a file that is being written
+_TEMPORARY = ".partial."  # starts the name of a file or folder that is being written
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def atomic_write(path: Path, before_replace: Callable[[], object] = lambda: None
         OSError: the file could not be written (disk full, no permission).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(_TEMPORARY + path.name)
+    temporary = temporary_path(path)
     try:
         yield temporary
         _sync(temporary)
@@ -41,9 +41,14 @@ def atomic_write(path: Path, before_replace: Callable[[], object] = lambda: None
             temporary.unlink()
 
 
+def temporary_path(path: Path) -> Path:
+    """Where a file or folder is put together before it takes the name `path`: in the same folder, with its suffix."""
+    return path.with_name(_TEMPORARY + path.name)
+
+
 def is_temporary(path: Path) -> bool:
-    """Whether `path` is a file that `atomic_write` has not finished, or a crash has left unfinished."""
-    return path.name.startswith(_TEMPORARY)
+    """Whether `path` is, or lies in, a file or folder that is not finished or that a crash has left unfinished."""
+    return any(part.startswith(_TEMPORARY) for part in path.parts)
 
 
 def write_text(path: Path, text: str) -> None:

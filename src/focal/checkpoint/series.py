@@ -9,8 +9,8 @@ best.ckpt is the best, then best.1.ckpt, ... A second-best checkpoint, for examp
     A: best.ckpt   N: best.1.ckpt   B: best.2.ckpt   C: best.3.ckpt      it takes its name
     A: best.ckpt   N: best.1.ckpt   B: best.2.ckpt                       the surplus is removed
 
-Files move only to names that are free or whose file is being dropped. A crash between two renames therefore leaves a gap
-in the numbers, but neither changes the order nor loses a checkpoint that was to stay.
+Files move only to names that are free or whose file is being dropped. A crash between two renames therefore leaves a
+gap in the numbers, but neither changes the order nor loses a checkpoint that was to stay.
 """
 
 from __future__ import annotations

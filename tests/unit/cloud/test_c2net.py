@@ -124,11 +124,11 @@ def test_an_archive_that_was_unpacked_in_part_is_unpacked_by_the_next_job(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("focal.cloud.archive.unpack_archive", kill)
+        patch.setattr("focal.cloud.datasets.unpack_archive", kill)
         patch.setattr("focal.cloud.datasets.shutil.rmtree", lambda *arguments, **options: None)  # a kill leaves all
         with pytest.raises(KeyboardInterrupt):
             storage(task).data_folder()
-    assert (task / "cache" / "data" / "digits.unpacking" / "train").is_dir()
+    assert (task / "cache" / "data" / ".partial.digits" / "train").is_dir()
     assert (task / "dataset" / CACHE_MARK).exists()
     assert Path(storage(task).data_folder()) == task / "cache" / "data" / "digits"
 

@@ -66,26 +66,26 @@ def test_archives_are_unpacked_once(tmp_path: Path, kind: str) -> None:
     source = tmp_path / "mounted"
     source.mkdir()
     archive = Path(shutil.make_archive(str(source / "digits"), kind, make(tmp_path / "made")))
-    assert unpack_archives(source, tmp_path / "cache")
+    unpack_archives(source, tmp_path / "cache")
     image = tmp_path / "cache" / "digits" / "train" / "cat" / "1.jpg"
     assert image.read_bytes() == b"train"
     assert archive.exists()
     image.write_bytes(b"changed")
-    assert unpack_archives(source, tmp_path / "cache")
+    unpack_archives(source, tmp_path / "cache")
     assert image.read_bytes() == b"changed"  # not unpacked again
 
 
 def test_a_half_unpacked_archive_is_done_again(tmp_path: Path) -> None:
     shutil.make_archive(str(tmp_path / "digits"), "zip", make(tmp_path / "made"))
-    (tmp_path / "digits.unpacking" / "train").mkdir(parents=True)  # what a killed job leaves
-    assert unpack_archives(tmp_path, tmp_path)
+    (tmp_path / ".partial.digits" / "train").mkdir(parents=True)  # what a killed job leaves
+    unpack_archives(tmp_path, tmp_path)
     assert (tmp_path / "digits" / "val" / "cat" / "1.jpg").read_bytes() == b"val"
-    assert not (tmp_path / "digits.unpacking").exists()
+    assert not (tmp_path / ".partial.digits").exists()
 
 
 def test_copies_of_archives_are_removed_once_unpacked(tmp_path: Path) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "digits"), "zip", make(tmp_path / "made")))
-    assert unpack_archives(tmp_path, tmp_path, remove=True)
+    unpack_archives(tmp_path, tmp_path, remove=True)
     assert not archive.exists() and (tmp_path / "digits" / "train" / "cat" / "1.jpg").exists()
 
 
@@ -134,7 +134,7 @@ def test_a_folder_of_the_users_beside_an_archive_stays_and_so_does_the_archive(t
     archive = Path(shutil.make_archive(str(tmp_path / "digits"), "zip", make(tmp_path / "made")))
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "mine.txt").write_text("mine")
-    assert unpack_archives(tmp_path, tmp_path, remove=True)
+    unpack_archives(tmp_path, tmp_path, remove=True)
     assert archive.exists() and [path.name for path in (tmp_path / "digits").iterdir()] == ["mine.txt"]
 
 
@@ -148,12 +148,13 @@ def test_two_archives_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_draft_is_no_dataset(tmp_path: Path) -> None:
-    make(tmp_path / "digits.unpacking")
+    make(tmp_path / ".partial.digits")
     assert choose_dataset(tmp_path, "") == tmp_path
 
 
-def test_no_archives(tmp_path: Path) -> None:
-    assert not unpack_archives(tmp_path, tmp_path)
+def test_without_archives_nothing_happens(tmp_path: Path) -> None:
+    unpack_archives(tmp_path, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_archive_is_an_error_and_leaves_no_dataset(tmp_path: Path) -> None:

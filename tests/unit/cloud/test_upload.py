@@ -94,7 +94,7 @@ def test_close_between_two_looks_of_the_thread_is_not_lost(monkeypatch: pytest.M
     """Closing right after the thread has taken a request, and before it asks whether this is the end."""
     uploader = Uploader("x", lambda: None)
     asked, closed = threading.Event(), threading.Event()
-    clear, is_set = uploader._wanted.clear, uploader._closing.is_set
+    clear, is_set = uploader._requested.clear, uploader._closing.is_set
 
     def pause_first(then: Callable[[], bool]) -> bool:
         result = then()
@@ -103,7 +103,7 @@ def test_close_between_two_looks_of_the_thread_is_not_lost(monkeypatch: pytest.M
             closed.wait(10)
         return bool(result)
 
-    monkeypatch.setattr(uploader._wanted, "clear", lambda: pause_first(clear))
+    monkeypatch.setattr(uploader._requested, "clear", lambda: pause_first(clear))
     monkeypatch.setattr(uploader._closing, "is_set", lambda: pause_first(is_set))
     uploader.request()
     assert asked.wait(10)
