@@ -88,7 +88,7 @@ def test_round_trip(case, suffix, tmp_path, script):
 
 
 def test_buffers_may_be_missing(tmp_path, script, caplog):
-    """Files that hold parameters alone convert as well; version 2 then says that ties are our own."""
+    """Files that hold parameters alone convert as well; version 2 then warns that it breaks ties itself."""
     state = full_state("nano_v2")
     network = create_model(case_config("nano_v2"))
     bare = {name: value for name, value in state.items() if name in learnable_parameters(network)}
@@ -96,7 +96,7 @@ def test_buffers_may_be_missing(tmp_path, script, caplog):
     settings = settings_file(tmp_path, case_config("nano_v2"))
     code, out, _ = script("--from", tmp_path / "bare.npz", "--to", tmp_path / "x.ckpt", "--config", settings)
     assert code == 0 and "note" not in out
-    assert "ties among closest tokens are our own" in caplog.text
+    assert "this program chooses among equally close tokens itself" in caplog.text
     code, out, _ = script(
         "--from", tmp_path / "bare.npz", "--to", tmp_path / "x.ckpt", "--config", settings, "--num_classes", "7"
     )
@@ -161,7 +161,7 @@ def test_nothing_in_a_file_is_executed(kind, tmp_path):
     path = tmp_path / ("weights.npz" if kind == "npz" else "weights.pth")
     if kind == "npz":
         np.savez(path, weight=np.array([Intruder(trace)], dtype=object))
-        message = "no whole npz file of plain arrays"
+        message = "not a whole npz file of plain arrays"
     else:
         message = "would need to run code is refused" if HAS_TORCH else "needs PyTorch; pip install torch"
         if kind == "torch":
@@ -174,10 +174,10 @@ def test_nothing_in_a_file_is_executed(kind, tmp_path):
     assert not trace.exists() and "\n" not in str(error.value)
 
 
-def test_absent_torch_is_said(tmp_path, monkeypatch):
+def test_a_missing_pytorch_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # makes `import torch` fail
     (tmp_path / "weights.pth").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"\.pth needs PyTorch; pip install torch, or use \.safetensors or \.npz"):
+    with pytest.raises(UserError, match=r"\.pth: needs PyTorch; pip install torch, or use \.safetensors or \.npz"):
         read_official_weights(str(tmp_path / "weights.pth"))
     with pytest.raises(UserError, match="needs PyTorch"):
         write_official_weights(str(tmp_path / "out.pth"), {})
@@ -221,7 +221,7 @@ def test_damaged_files(suffix, tmp_path, script):
     write_official_weights(str(path), full_state("nano_v1"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     code, _, errors = script("--from", path, "--to", tmp_path / "x.ckpt")
-    assert code == 2 and len(errors) == 1 and f"error: {path}: no whole" in errors[0]
+    assert code == 2 and len(errors) == 1 and f"error: {path}: not a whole" in errors[0]
 
 
 def test_every_damage_of_a_compressed_npz_is_one_error(tmp_path):
@@ -240,7 +240,7 @@ def test_every_damage_of_a_compressed_npz_is_one_error(tmp_path):
     assert refused > 100  # names and dates of entries carry no checksum, the data do
     np.save(tmp_path / "y.npy", np.zeros(3))
     (tmp_path / "y.npy").rename(tmp_path / "y.npz")
-    with pytest.raises(UserError, match="no whole npz file"):
+    with pytest.raises(UserError, match="not a whole npz file"):
         read_official_weights(str(tmp_path / "y.npz"))
 
 
@@ -324,8 +324,8 @@ def test_other_number_of_classes(tmp_path, script):
         "--from", tmp_path / "x.npz", "--to", tmp_path / "x.ckpt", "--config", settings, "--num_classes=7"
     )
     assert (code, errors) == (0, [])
-    assert "note: head.weight starts anew: the file has (10, 256)\n" in out
-    assert "note: head.bias starts anew: the file has (10,)\n" in out and out.count("note") == 2
+    assert "note: head.weight is re-initialised: the file has (10, 256)\n" in out
+    assert "note: head.bias is re-initialised: the file has (10,)\n" in out and out.count("note") == 2
     weights = read_weights(str(tmp_path / "x.ckpt"))
     fresh = create_model(case_config("nano_v2", num_classes=7))
     for name in ("head.weight", "head.bias"):
@@ -361,10 +361,10 @@ def test_other_image_size(version, tmp_path, script):
     neighbours = "layers.3.blocks.0.attn.relative_position_bias_table_to_neighbors"
     if version == 1:
         assert anew == {neighbours}
-        assert f"note: {neighbours} starts anew: the file has none" in out
+        assert f"note: {neighbours} is re-initialised: the file has none" in out
     else:
         pooling = "layers.3.blocks.0.pool_layers.0.weight"
-        assert f"note: {pooling} starts anew: the file has (1, 49)" in out
+        assert f"note: {pooling} is re-initialised: the file has (1, 49)" in out
         assert pooling in anew
         assert anew <= indices | {pooling} and "layers.0.blocks.0.attn.topk_cloest_indice_0" in anew
         assert "buffers rebuilt for this image size" in out
