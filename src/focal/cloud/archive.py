@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import os
+import gzip
 import shutil
 import stat
 import tarfile
@@ -13,29 +12,27 @@ from typing import IO, Union
 
 from focal.errors import UserError, one_line
 
-_COMPRESSION = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "lzma"}  # first bytes -> module that reads it
-_PIECE = 1 << 20
+_CHUNK = 1 << 20  # bytes
 
 
-def unpack_archive(archive: Union[str, Path], folder: Union[str, Path]) -> None:
-    """Unpack a .tar, .tar.gz (or otherwise compressed tar) or .zip into `folder`, which is created if it is missing.
+def unpack_archive(archive: Path, folder: Path) -> None:
+    """Unpack a .tar, .tar.gz or .zip, told by its content, into the empty or missing `folder`.
 
     Only files and folders are unpacked, with default permissions. An unsafe entry is refused when it is reached, and
-    what came before it stays: unpack into an empty folder and rename it afterwards.
+    what came before it stays: unpack under a temporary name and rename the folder afterwards.
 
     Raises:
         UserError: this is not an archive, it is cut short or damaged (as far as its checksums tell), the disk is full,
             or an entry is a link, a device, or has a path that leaves `folder`.
     """
-    root = Path(folder)
-    root.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with open(archive, "rb") as file:
-            start = file.read(8)
-        if start.startswith((b"PK\3\4", b"PK\5\6")):
-            _unpack_zip(archive, root)
+        with archive.open("rb") as file:
+            start = file.read(4)
+        if start in (b"PK\3\4", b"PK\5\6"):
+            _unpack_zip(archive, folder)
         else:
-            _unpack_tar(archive, start, root)
+            _unpack_tar(archive, folder, compressed=start.startswith(b"\x1f\x8b"))
     except UserError:
         raise
     except Exception as error:  # each format has its own exceptions; a full disk is an OSError
@@ -57,13 +54,12 @@ class _TarEntry(tarfile.TarInfo):
             raise tarfile.ReadError("it breaks off or is damaged between two files") from None
 
 
-def _unpack_tar(archive: Union[str, Path], start: bytes, root: Path) -> None:
+def _unpack_tar(archive: Path, folder: Path, compressed: bool) -> None:
     # Decompressed here, because tarfile's own streams never look at the checksum behind the compressed data.
-    module = next((name for magic, name in _COMPRESSION.items() if start.startswith(magic)), None)
-    reader = importlib.import_module(module).open if module else open
+    reader = gzip.open if compressed else open
     with reader(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarEntry) as entries:
         for entry in entries:
-            target = _inside(root, entry.name, archive)
+            target = _inside(folder, entry.name, archive)
             if entry.isdir():
                 target.mkdir(parents=True, exist_ok=True)
             elif entry.isreg():
@@ -72,15 +68,15 @@ def _unpack_tar(archive: Union[str, Path], start: bytes, root: Path) -> None:
                 _write(source, target)
             else:
                 raise UserError(f"archive: {archive} holds a link or device, {entry.name!r}; only files are unpacked")
-        while rest := entries.fileobj.read(_PIECE):  # to the end of the stream, where the checksum is
+        while rest := entries.fileobj.read(_CHUNK):  # to the end of the stream, where the checksum is
             if rest.strip(b"\0"):
                 raise tarfile.ReadError("it goes on after its end, like archives that were joined")
 
 
-def _unpack_zip(archive: Union[str, Path], root: Path) -> None:
+def _unpack_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as entries:
         for entry in entries.infolist():
-            target = _inside(root, entry.filename, archive)
+            target = _inside(folder, entry.filename, archive)
             if stat.S_ISLNK(entry.external_attr >> 16):
                 raise UserError(f"archive: {archive} holds a link, {entry.filename!r}; only files are unpacked")
             if entry.is_dir():
@@ -90,19 +86,15 @@ def _unpack_zip(archive: Union[str, Path], root: Path) -> None:
                     _write(source, target)
 
 
-def _inside(root: Path, name: str, archive: Union[str, Path]) -> Path:
-    """The path of an entry below `root`; what Windows would take for a path is refused on every system."""
+def _inside(folder: Path, name: str, archive: Path) -> Path:
+    """The path of an entry below `folder`; what Windows would take for a path is refused on every system."""
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
         raise UserError(f"archive: {archive} holds {name!r}, which leaves the folder it is unpacked to; refused")
-    target = root.joinpath(*parts)
-    # A link that was in the folder before unpacking could lead out of it.
-    if os.path.commonpath([os.path.realpath(root), os.path.realpath(target)]) != os.path.realpath(root):
-        raise UserError(f"archive: {name!r} of {archive} would be written through a link out of {root}; refused")
-    return target
+    return folder.joinpath(*parts)
 
 
 def _write(source: IO[bytes], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target, "wb") as file:
-        shutil.copyfileobj(source, file, _PIECE)
+        shutil.copyfileobj(source, file, _CHUNK)

