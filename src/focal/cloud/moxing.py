@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, Optional
@@ -121,7 +122,7 @@ class MoxingStorage(Storage):
         if url is None or not is_remote(url):
             return url
         place = self.cache / "checkpoints" / os.path.basename(url.rstrip("/"))
-        self._once_per_machine("checkpoint", lambda: with_retries(f"copying {url}", lambda: copy_file(url, place)))
+        self._once_per_machine("checkpoint", lambda: with_retries(f"copying {url}", partial(copy_file, url, place)))
         return str(place)
 
     def _copy_earlier_results(self) -> None:
@@ -138,13 +139,12 @@ class MoxingStorage(Storage):
         if not _exists(f"{url}/checkpoints"):
             logger.info("resume: nothing at %s/checkpoints", url)
             return
-        if _exists(f"{url}/metrics.jsonl"):
-            with_retries("copying metrics.jsonl", lambda: copy_file(f"{url}/metrics.jsonl", output / "metrics.jsonl"))
-        if _exists(f"{url}/best"):
-            with_retries("copying best", lambda: copy_folder(f"{url}/best", output / "best"))
+        for name, copy in (("metrics.jsonl", copy_file), ("best", copy_folder)):
+            if _exists(f"{url}/{name}"):
+                with_retries(f"copying {url}/{name}", partial(copy, f"{url}/{name}", output / name))
         temporary = temporary_path(checkpoints)  # a part of the checkpoints must not pass for those of this job
         shutil.rmtree(temporary, ignore_errors=True)
-        with_retries("copying checkpoints", lambda: copy_folder(f"{url}/checkpoints", temporary))
+        with_retries(f"copying {url}/checkpoints", partial(copy_folder, f"{url}/checkpoints", temporary))
         temporary.replace(checkpoints)
 
     def sends_results(self) -> bool:
@@ -193,7 +193,7 @@ def _copy_data(sources: list[Source], target: Path) -> None:
     write_json(target / RECORD, {"sources": wanted, "complete": False})
     for url, name in sources:
         copy = copy_file if archive_stem(name) else copy_folder
-        with_retries(f"copying {url}", lambda copy=copy, url=url, name=name: copy(url, target / name))  # type: ignore[misc]
+        with_retries(f"copying {url}", partial(copy, url, target / name))
     unpack_archives(target, target, remove=True)
     for folder in [entry for entry in target.iterdir() if entry.is_dir() and not looks_like_dataset(entry)]:
         unpack_archives(folder, folder, remove=True)

@@ -14,7 +14,7 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from focal.distributed.device import COLLECTIVE_TIMEOUT, Device, all_reduce_sum
+from focal.distributed.device import COLLECTIVE_TIMEOUT, Device, all_reduce_sum, waiting
 from focal.errors import UserError, one_line
 
 logger = logging.getLogger("focal")
@@ -50,11 +50,14 @@ def once_per_machine(device: Device, what: str, work: Callable[[], None]) -> Non
     begin = reminded = time.monotonic()
     timeout = COLLECTIVE_TIMEOUT  # the ranks may not have come here at the same time
     while True:
-        states = _share_state(device, worker.state_after(PULSE_SECONDS), timeout)
+        states = np.zeros(device.world_size, np.float32)
+        states[device.rank] = worker.state_after(PULSE_SECONDS)
+        states = _sum_over_ranks(what, states, timeout)
         timeout = SILENCE_TIMEOUT
         if (states == _FAILED).any():
             failed = int(np.argmax(states == _FAILED))
-            reason = _share_reason(device, failed, worker.error)
+            mine = one_line(worker.error) if worker.error is not None and device.rank == failed else ""
+            reason = _sum_of_texts(what, mine)
             raise worker.error or UserError(f"{what}: rank {failed} failed: {reason}; see its log")
         if (states == _DONE).all():
             return
@@ -70,11 +73,7 @@ class _Worker(threading.Thread):
         super().__init__(name=what, daemon=True)
         self.error: Optional[BaseException] = None
         self._work = work
-        self._started_at: Optional[float] = None
-
-    def start(self) -> None:
-        self._started_at = time.monotonic()
-        super().start()
+        self._deadline = time.monotonic() + WORK_TIMEOUT
 
     def run(self) -> None:
         try:
@@ -84,28 +83,25 @@ class _Worker(threading.Thread):
 
     def state_after(self, seconds: float) -> int:
         """The state of the work once it has ended, or after `seconds`."""
-        if self._started_at is None:
+        if self.ident is None:  # never started
             return _DONE
         self.join(seconds)
         if self.is_alive():
-            if time.monotonic() - self._started_at < WORK_TIMEOUT:
+            if time.monotonic() < self._deadline:
                 return _WORKING
             self.error = UserError(f"{self.name}: not ready after {WORK_TIMEOUT / 3600:.0f} h")
         return _DONE if self.error is None else _FAILED
 
 
-def _share_state(device: Device, state: int, timeout: float) -> np.ndarray:
-    """float32 (world_size,): the state of every rank, in each of them."""
-    states = np.zeros(device.world_size, np.float32)
-    states[device.rank] = state
-    return all_reduce_sum(states, timeout)
+def _sum_over_ranks(what: str, values: np.ndarray, timeout: float) -> np.ndarray:
+    with waiting(f"a sign of life from the other ranks, one of which brings the {what}", timeout):
+        return all_reduce_sum(values, timeout + 60)
 
 
-def _share_reason(device: Device, failed: int, error: Optional[BaseException]) -> str:
-    """The message of the error in rank `failed`, in every rank."""
-    text = np.zeros(_REASON_BYTES, np.uint8)
-    if device.rank == failed and error is not None:
-        message = one_line(error, _REASON_BYTES).encode()[:_REASON_BYTES]
-        text[: len(message)] = np.frombuffer(message, np.uint8)
-    shared = all_reduce_sum(text.astype(np.float32), SILENCE_TIMEOUT).astype(np.uint8)
-    return shared.tobytes().rstrip(b"\0").decode(errors="replace")
+def _sum_of_texts(what: str, text: str) -> str:
+    """The one text that is not empty among those of all ranks, cut to `_REASON_BYTES`."""
+    data = np.zeros(_REASON_BYTES, np.float32)
+    encoded = text.encode()[:_REASON_BYTES]
+    data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    data = _sum_over_ranks(what, data, SILENCE_TIMEOUT)
+    return data.astype(np.uint8).tobytes().rstrip(b"\0").decode(errors="replace")
