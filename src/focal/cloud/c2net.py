@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import os
 from pathlib import Path
 from types import ModuleType
 from typing import Callable, Optional
 
-from focal.cloud.datasets import archive_stem, choose_dataset, looks_like_dataset, unpack_archives
+from focal.cloud.datasets import choose_dataset, looks_like_dataset, unpack_archives
 from focal.cloud.local import Storage
 from focal.cloud.moxing import ResultSender
 from focal.cloud.upload import with_retries
@@ -27,7 +26,6 @@ logger = logging.getLogger("focal")
 
 CACHE_MARK = ".dataset_cache_file"  # c2net writes it when it takes the data for complete
 _CROSS = "\u274c"  # starts every error that c2net prints
-_UNPACKED_BY_C2NET = (".tar.gz", ".zip")
 
 
 def import_c2net() -> ModuleType:
@@ -95,7 +93,7 @@ class C2netStorage(Storage):
         def prepare() -> None:
             try:
                 call_c2net(self._context.prepare)  # does nothing where it finds its mark
-                self._check_prepared(folder)
+                _check_prepared(folder)
             except UserError:
                 (folder / CACHE_MARK).unlink(missing_ok=True)  # c2net may have written it although it failed
                 raise
@@ -104,26 +102,6 @@ class C2netStorage(Storage):
         with_retries("c2net.prepare", prepare, attempts=1 if self._mounted else 3)
         if not looks_like_dataset(choose_dataset(folder, self.config.data.data_url)):
             unpack_archives(folder, unpacked)
-
-    def _check_prepared(self, folder: Path) -> None:
-        names = [entry.name for entry in folder.iterdir() if entry.name != CACHE_MARK]
-        if not names:
-            raise UserError(f"c2net: {folder} is empty: choose a dataset when creating the task")
-        for name in self._expected(names):
-            place = folder / name
-            if not place.exists() or (place.is_dir() and not any(place.iterdir())):
-                raise UserError(f"c2net: {place} is missing or empty after c2net.prepare; see its output in the log")
-
-    def _expected(self, names: list[str]) -> list[str]:
-        """What must lie in the dataset folder: the chosen datasets, or the folders of mounted archives."""
-        if not self._mounted:
-            try:
-                names = [entry["dataset_name"] for entry in json.loads(os.environ.get("DATASET_URL") or "[]")]
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(f"DATASET_URL: not a JSON list of datasets ({type(error).__name__}: {error})") from None
-        if os.environ.get("DATASET_NEED_UNZIP") != "true":
-            return names
-        return [archive_stem(name) if name.endswith(_UNPACKED_BY_C2NET) else name for name in names]
 
     def pretrained(self) -> Optional[str]:
         return _find_model(self.config.run.pretrained)
@@ -145,6 +123,15 @@ class C2netStorage(Storage):
                 raise UserError("OUTPUT_URL is not set, although DATA_DOWNLOAD_METHOD is MOXING; start a new task")
             self._sender = ResultSender(Path(self.output_folder), url)
         self._sender.send()
+
+
+def _check_prepared(folder: Path) -> None:
+    entries = [entry for entry in folder.iterdir() if entry.name != CACHE_MARK]
+    if not entries:
+        raise UserError(f"c2net: {folder} is empty: choose a dataset when creating the task")
+    for entry in entries:
+        if entry.is_dir() and not any(entry.iterdir()):
+            raise UserError(f"c2net: {entry} is empty after c2net.prepare; see its output in the log")
 
 
 def _find_model(path: Optional[str]) -> Optional[str]:
