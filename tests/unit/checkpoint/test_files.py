@@ -22,7 +22,7 @@ def tensors(value=0.0):
     }
 
 
-def test_round_trip_to_the_bit(tmp_path):
+def test_a_checkpoint_is_read_back_to_the_bit(tmp_path):
     path = tmp_path / "deep" / "a.ckpt"
     meta = {"progress": {"epoch": 3}, "text": "naïve", "config": {"depths": [2, 2], "rate": 1e-5, "none": None}}
     write_checkpoint(path, tensors(), meta)
@@ -36,18 +36,18 @@ def test_round_trip_to_the_bit(tmp_path):
     assert set(ms.load_checkpoint(str(path))) >= set(tensors()), "MindSpore itself reads it"
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_a_truncated_file_is_recognised(tmp_path, share):
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_recognised(tmp_path, fraction):
     path = tmp_path / "a.ckpt"
     write_checkpoint(path, tensors(), {})
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
+    path.write_bytes(content[: int(len(content) * fraction)])
     with pytest.raises(CheckpointError) as error:
         read_checkpoint(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_cut_between_two_tensors_is_recognised(tmp_path):
+def test_a_file_cut_between_two_tensors_is_recognised(tmp_path):
     """Protobuf alone would take the shorter file for whole: only the missing checksum shows it."""
     path = tmp_path / "a.ckpt"
     write_checkpoint(path, tensors(), {})
@@ -82,7 +82,7 @@ def test_missing_files_and_folders_are_named(tmp_path):
         read_checkpoint(tmp_path)
 
 
-def test_weights_from_elsewhere_have_no_meta(tmp_path):
+def test_weights_from_elsewhere_have_no_metadata(tmp_path):
     path = tmp_path / "plain.ckpt"
     ms.save_checkpoint([Parameter(Tensor(np.ones(3, np.float32)), name="head.bias")], str(path))
     read = read_checkpoint(path)

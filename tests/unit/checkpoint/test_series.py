@@ -71,7 +71,7 @@ def test_last_checkpoints_are_kept_in_order(tmp_path):
     assert os.listdir(tmp_path) == ["last.ckpt"], "a smaller keep removes the surplus"
 
 
-def test_a_broken_newest_falls_back_and_says_so(tmp_path, caplog):
+def test_a_broken_newest_checkpoint_falls_back_to_the_one_before_it(tmp_path, caplog):
     last = LastCheckpoints(tmp_path, keep=3)
     for number in range(3):
         last.save(tensors(number), {"number": number})
@@ -157,7 +157,7 @@ print("went on", sorted(path.name for path in folder.iterdir()))
     assert "ERROR:focal:checkpoint not saved, training goes on" in done.stdout
 
 
-def test_best_checkpoints_by_score(tmp_path):
+def test_the_best_checkpoints_are_ordered_by_score(tmp_path):
     best = BestCheckpoints(tmp_path, keep=2)
     ranks = [
         best.offer(score, tensors(), {"number": i}) for i, score in enumerate((70.0, 60.0, 65.0, 80.0, 64.0, 80.0))
@@ -173,7 +173,7 @@ def test_best_checkpoints_by_score(tmp_path):
 
 @pytest.mark.parametrize("again, expected", [(80.0, [80.0, 75.0]), (70.0, [75.0, 70.0]), (90.0, [90.0, 75.0])])
 @pytest.mark.parametrize("restarted", [False, True])
-def test_an_update_offered_again_replaces_its_earlier_self(tmp_path, again, expected, restarted):
+def test_an_evaluation_done_again_replaces_the_first_one(tmp_path, again, expected, restarted):
     """A training killed after `offer` and before last.ckpt does the epoch again."""
     best = BestCheckpoints(tmp_path, keep=2)
     assert offer(best, 75.0, 2) == 0 and offer(best, 80.0, 3) == 0
@@ -237,7 +237,7 @@ def test_a_crash_while_a_gap_is_closed_loses_none(tmp_path, monkeypatch, renames
     assert sorted(os.listdir(tmp_path)) == ["best.1.ckpt", "best.2.ckpt", "best.3.ckpt", "best.ckpt"]
 
 
-def test_an_unreadable_best_does_not_hide_the_others(tmp_path, caplog):
+def test_an_unreadable_best_checkpoint_does_not_hide_the_others(tmp_path, caplog):
     best = BestCheckpoints(tmp_path, keep=3)
     for number, score in enumerate((70.0, 80.0, 90.0)):
         offer(best, score, number)
@@ -265,7 +265,7 @@ def test_other_files_are_left_alone(tmp_path):
     assert offer(BestCheckpoints(tmp_path, keep=1), 85.0, 3) == 0
 
 
-def test_an_equal_number_of_another_epoch_is_another_place(tmp_path):
+def test_an_equal_step_of_another_epoch_is_another_evaluation(tmp_path):
     """On twice the devices an epoch has half the updates: their numbers come again."""
     best = BestCheckpoints(tmp_path, keep=1)
     best.offer(85.0, tensors(), {"number": 1, "progress": {"epoch": 4, "update": 40}})
@@ -273,7 +273,7 @@ def test_an_equal_number_of_another_epoch_is_another_place(tmp_path):
     assert best_scores(tmp_path) == [(85.0, 1)]
 
 
-def test_files_of_another_training_are_put_aside(tmp_path, caplog):
+def test_files_of_another_training_are_set_aside(tmp_path, caplog):
     """A cloud job brings back what it finds, also what a training before the one it continues has left."""
 
     def offer_of(training, score, number):

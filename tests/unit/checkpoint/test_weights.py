@@ -44,7 +44,7 @@ def test_every_parameter_is_set_by_its_name():
     assert values(network)["random_counter"] == 5
 
 
-def test_a_suffix_is_no_match():
+def test_a_name_that_only_ends_alike_does_not_match():
     weights = arrays()
     weights["module.head.bias"] = weights.pop("head.bias")
     with pytest.raises(UserError) as error:
@@ -66,7 +66,7 @@ def test_nothing_is_set_when_something_is_wrong():
     assert all((value == 0).all() for name, value in values(network).items() if name != "random_counter")
 
 
-def test_a_new_head_for_fine_tuning():
+def test_fine_tuning_leaves_a_head_of_other_classes_as_initialised():
     network = Network(classes=3, value=0.5)
     report = assign_weights(network, arrays(1000), "x", new_head=True)
     assert report.reinitialised == ("head.weight", "head.bias")

@@ -19,24 +19,24 @@ def make(folder: Path) -> Path:
     return folder
 
 
-def test_the_folder_itself(tmp_path: Path) -> None:
+def test_a_folder_with_train_and_val_is_the_dataset(tmp_path: Path) -> None:
     make(tmp_path)
     assert choose_dataset(tmp_path, "whatever") == tmp_path
 
 
-def test_imagenet_below(tmp_path: Path) -> None:
+def test_a_folder_with_imagenet_in_it_is_the_dataset(tmp_path: Path) -> None:
     make(tmp_path / "imagenet")
     assert choose_dataset(tmp_path, "x") == tmp_path  # the data's layout knows imagenet/train
 
 
 @pytest.mark.parametrize("place", ["digits", "digits/digits"])
-def test_the_only_one(tmp_path: Path, place: str) -> None:
+def test_the_only_dataset_below_a_folder_is_found(tmp_path: Path, place: str) -> None:
     make(tmp_path / place)
     (tmp_path / "readme.txt").write_text("x")
     assert choose_dataset(tmp_path, "./data/imagenet") == tmp_path / place
 
 
-def test_several_need_a_name(tmp_path: Path) -> None:
+def test_several_datasets_need_a_name(tmp_path: Path) -> None:
     make(tmp_path / "digits")
     make(tmp_path / "flowers")
     assert choose_dataset(tmp_path, "obs://bucket/flowers/") == tmp_path / "flowers"
@@ -44,20 +44,20 @@ def test_several_need_a_name(tmp_path: Path) -> None:
         choose_dataset(tmp_path, "./data/imagenet")
 
 
-def test_mindrecord(tmp_path: Path) -> None:
+def test_a_folder_of_mindrecord_files_is_a_dataset(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.mindrecord0").write_bytes(b"")
     assert choose_dataset(tmp_path, "") == tmp_path / "set"
 
 
-def test_nothing_is_left_to_the_check_of_the_data(tmp_path: Path) -> None:
+def test_an_empty_folder_is_left_to_the_check_of_the_data(tmp_path: Path) -> None:
     assert choose_dataset(tmp_path, "") == tmp_path
 
 
 @pytest.mark.parametrize(
     ("name", "stem"), [("a.tar.gz", "a"), ("a.tgz", "a"), ("A.ZIP", "A"), ("a.tar", "a"), ("a.jpg", ""), ("tar", "")]
 )
-def test_archive_names(name: str, stem: str) -> None:
+def test_archives_are_recognised_by_their_names(name: str, stem: str) -> None:
     assert archive_stem(name) == stem
 
 
@@ -108,7 +108,7 @@ def test_another_archive_of_the_same_name_replaces_what_the_first_left(tmp_path:
 
 
 @pytest.mark.parametrize("renames", [1, 2])
-def test_a_kill_while_one_replaces_the_other_leaves_neither_half(
+def test_a_kill_while_one_archive_replaces_another_leaves_neither_half(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
     source = replaced_archive(tmp_path)
@@ -147,7 +147,7 @@ def test_two_archives_of_one_name_are_refused(tmp_path: Path) -> None:
     assert all(archive.exists() for archive in archives)
 
 
-def test_a_draft_is_no_dataset(tmp_path: Path) -> None:
+def test_an_unfinished_folder_is_not_a_dataset(tmp_path: Path) -> None:
     make(tmp_path / ".partial.digits")
     assert choose_dataset(tmp_path, "") == tmp_path
 

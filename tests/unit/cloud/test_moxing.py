@@ -56,13 +56,13 @@ def test_the_public_package_of_that_name_is_refused(monkeypatch: pytest.MonkeyPa
         import_moxing()
 
 
-def test_no_package_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_an_error_that_says_where_to_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "moxing", None)
     with pytest.raises(UserError, match="cannot be imported .* image of ModelArts or OpenI, .* leave out --run_openi"):
         import_moxing()
 
 
-def test_a_package_that_fails_while_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_fails_while_imported_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "moxing.py").write_text("raise RuntimeError('no GPU found')")
     monkeypatch.delitem(sys.modules, "moxing", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
@@ -103,7 +103,7 @@ def test_a_second_job_does_not_copy_again(tmp_path: Path, bucket: FakeFile) -> N
     assert [call[0] for call in bucket.calls] == ["copy_parallel"]
 
 
-def test_other_sources_are_copied_although_something_is_there(tmp_path: Path, bucket: FakeFile) -> None:
+def test_other_sources_replace_what_an_earlier_job_copied(tmp_path: Path, bucket: FakeFile) -> None:
     storage(tmp_path).data_folder()
     (bucket.root / "bucket" / "flowers" / "train" / "rose").mkdir()
     (bucket.root / "bucket" / "flowers" / "train" / "rose" / "1.jpg").write_bytes(b"rose")
@@ -179,7 +179,7 @@ def server(tmp_path: Path, rank: int, **keys: Any) -> Any:
     return storage(tmp_path / f"server{rank}", device=Device(rank, 2, local_rank=0, local_size=1), **keys)
 
 
-def test_a_server_that_is_done_waits_for_one_that_is_not(tmp_path: Path, bucket: FakeFile, run_ranks: Callable) -> None:
+def test_a_server_with_its_data_waits_for_one_without(tmp_path: Path, bucket: FakeFile, run_ranks: Callable) -> None:
     network = threading.Event()
     bucket.failures = [lambda: network.wait(60)]  # the first copy is slow
     both = [server(tmp_path, rank) for rank in range(2)]
@@ -236,12 +236,12 @@ def test_platform_flags_are_listed(tmp_path: Path, bucket: FakeFile, caplog: Any
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '[{"dataset_url": "obs://b/x"}]', "3"])
-def test_a_broken_multi_data_url(text: str) -> None:
+def test_a_broken_multi_data_url_is_an_error(text: str) -> None:
     with pytest.raises(UserError, match="multi_data_url: not a JSON list"):
         parse_sources(text, "obs://bucket/digits")
 
 
-def test_sources() -> None:
+def test_sources_are_read_from_the_flag_or_from_data_url() -> None:
     one = json.dumps([{"dataset_url": "obs://b/x", "dataset_name": "x"}])
     assert parse_sources(one, "") == [Source("obs://b/x", "")]
     assert parse_sources("[]", "obs://b/x.tar.gz") == [Source("obs://b/x.tar.gz", "x.tar.gz")]
