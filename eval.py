@@ -15,7 +15,7 @@ from focal.checkpoint.paths import check_input_files, check_output_file
 from focal.config import Config, ConfigError, config_from_command_line
 from focal.distributed.signals import StopSignals
 from focal.errors import run_main
-from focal.json_files import finite_or_none
+from focal.files import finite_or_none
 
 logger = logging.getLogger("focal")
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from focal.checkpoint.files import BestCheckpoints, LastCheckpoints, read_checkpoint, write_checkpoint
+from focal.checkpoint.files import read_checkpoint, write_checkpoint
 from focal.checkpoint.resume import Progress
+from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 from focal.config import load_config
 from focal.data import EvalData, TrainData, check_data
 from focal.distributed.device import Device

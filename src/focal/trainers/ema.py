@@ -5,7 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-PREFIX = "ema"  # checkpoint names: ema.<parameter name>
+from focal.checkpoint.files import EMA_PREFIX
 
 
 class Ema(nn.Cell):
@@ -21,7 +21,7 @@ class Ema(nn.Cell):
     def __init__(self, parameters: ParameterTuple, decay: float, warmup: bool) -> None:
         super().__init__()
         self.parameters_to_average = parameters
-        self.averages = parameters.clone(prefix=PREFIX, init="same")
+        self.averages = parameters.clone(prefix=EMA_PREFIX, init="same")
         for average in self.averages:
             average.requires_grad = False
         self.rate = 1.0 - decay  # in float64: 1 - 0.99992 in float32 would be off by 1e-3 of itself

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Optional
 
-from focal.json_files import finite_or_none
+from focal.files import finite_or_none
 
 logger = logging.getLogger("focal")
 

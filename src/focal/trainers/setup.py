@@ -10,9 +10,10 @@ from typing import Any, Optional
 import mindspore as ms
 from mindspore import nn
 
-from focal.checkpoint.files import BestCheckpoints, Checkpoint, CheckpointError, LastCheckpoints, read_checkpoint
+from focal.checkpoint.files import Checkpoint, CheckpointError, read_checkpoint
 from focal.checkpoint.paths import set_aside_earlier_results
 from focal.checkpoint.resume import Progress, restore, share_state
+from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 from focal.checkpoint.weights import assign_weights, freeze_stages, read_weights
 from focal.config import Config, save_config
 from focal.distributed.device import Device

@@ -14,8 +14,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from focal.checkpoint.files import BestCheckpoints, LastCheckpoints
 from focal.checkpoint.resume import Progress, collect_tensors, make_meta, weights_only
+from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 from focal.config import Config, ConfigError
 from focal.data import EvalData, TrainData, blank_batch
 from focal.distributed.device import Device, ProgressWatch, all_reduce_sum

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from focal.checkpoint.files import BestCheckpoints
 from focal.checkpoint.resume import Progress
+from focal.checkpoint.series import BestCheckpoints
 from focal.distributed.device import Device
 from focal.distributed.signals import StopSignals
 from focal.trainers import trainer as training_module
