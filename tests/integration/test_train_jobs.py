@@ -178,9 +178,9 @@ def test_divergence_stops_with_the_last_good_state(tmp_path, focal_log, save_ste
     config = load(tmp_path, max_nonfinite_steps=3, save_steps=save_steps, log_steps=50, loss_scale=64)
     data = PoisonedData(TrainData(config, check_data(config, config.data.data_url)), from_update=3)
     training = build(tmp_path / "out", config, data)
-    with pytest.raises(TrainingDiverged, match="3 non-finite updates in a row, the last good one: update 3"):
+    with pytest.raises(TrainingDiverged, match="3 non-finite steps in a row, the last good one: step 3"):
         training.run()
-    assert "the last updates before the stop" in focal_log.text and "(good)" in focal_log.text
+    assert "the last steps before the stop" in focal_log.text and "(good)" in focal_log.text
     last = read_checkpoint(tmp_path / "out" / "checkpoints" / "last.ckpt")
     assert all(np.isfinite(value).all() for value in last.tensors.values())
     assert last.tensors["optimizer.step"] == 3
