@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from focal.distributed.launcher import free_port
+from focal.distributed.dynamic_cluster import free_port
 from tests.integration.jobs import Job, job, python
 
 SCRIPT = "tests/integration/launched_worker.py"

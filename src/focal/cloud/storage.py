@@ -77,6 +77,16 @@ def open_storage(config: Config, device: Device, unknown_arguments: Sequence[str
     return MoxingStorage(config, device, output_folder, _parse_flags(unknown_arguments))
 
 
+def send_unsent_results(config: Config) -> None:
+    """After a job failed on a cloud platform: send what a killed worker could not, since only that is kept."""
+    if detect_platform(config.run.run_openi, os.environ) == LOCAL:
+        return
+    try:
+        open_storage(config, Device(target=config.run.device_target)).close()
+    except UserError as error:
+        logger.error("%s", error)
+
+
 def _parse_flags(arguments: Sequence[str]) -> dict[str, str]:
     """Values of `--key value` and `--key=value` by key; a key alone has the value ""."""
     flags: dict[str, str] = {}
