@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import nn
 from PIL import Image
 
-from focal.checkpoint.files import write_checkpoint
+from focal.checkpoint.files import RANDOM_COUNTER, write_checkpoint
 from focal.checkpoint.official import learnable_parameters, load_official_state_dict, official_state_dict
 from focal.checkpoint.weights import assign_weights, read_weights
 from focal.config import Config, load_config
@@ -142,7 +142,7 @@ def convert_to_checkpoint(source: str, target: str, config: Config) -> list[str]
         load_official_state_dict(create_model(made_for), state)  # the file itself must be whole
         state, notes = adapt_state(state, network)
     load_official_state_dict(network, state)
-    tensors = {p.name: p.asnumpy() for p in network.get_parameters() if p.name != "random_counter"}
+    tensors = {p.name: p.asnumpy() for p in network.get_parameters() if p.name != RANDOM_COUNTER}
     try:
         write_checkpoint(Path(target), tensors, None)
     except OSError as error:

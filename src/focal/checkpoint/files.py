@@ -26,9 +26,10 @@ from focal.errors import UserError, one_line
 from focal.files import atomic_write
 
 EMA_PREFIX = "ema"  # the average of parameter `<name>` is stored as `ema.<name>`
+RANDOM_COUNTER = "random_counter"  # parameter of a network in training: the position in the sequence of random masks
 META = "focal.meta"
 META_FORMAT = 1
-_TRAINING_STATE = (f"{EMA_PREFIX}.", "random_counter", "optimizer.step")  # start names that only our trainings write
+_OWN_ENTRIES = (f"{EMA_PREFIX}.", RANDOM_COUNTER, "optimizer.step")  # start names that only our trainings write
 _CRC_MARK, _CRC_LENGTH = b"crc_num", 17  # how MindSpore ends a file that carries a checksum
 
 
@@ -98,7 +99,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"checkpoint: {path} is not a whole MindSpore checkpoint ({one_line(error)})") from None
     text = loaded.pop(META, None)
     # A file that is cut between two entries still parses, but has lost the metadata and the checksum at its end.
-    if not has_checksum and (text is not None or any(name.startswith(_TRAINING_STATE) for name in loaded)):
+    if not has_checksum and (text is not None or any(name.startswith(_OWN_ENTRIES) for name in loaded)):
         raise CheckpointError(f"checkpoint: {path} is cut off: its checksum is missing")
     # Files from elsewhere may hold texts and numbers, too.
     tensors = {name: value.asnumpy() for name, value in loaded.items() if hasattr(value, "asnumpy")}

@@ -12,6 +12,7 @@ from typing import Iterator, Mapping
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
+from focal.checkpoint.files import RANDOM_COUNTER
 from focal.errors import UserError
 from focal.models.attention_builder import AttentionBuilder, ClosestAttentionBuilder
 from focal.models.focal_attention import FocalAttention
@@ -29,7 +30,7 @@ def learnable_parameters(network: nn.Cell) -> dict[str, Parameter]:
     return {
         name: parameter
         for name, parameter in network.official_parameters.items()
-        if name != "random_counter" and KEY_INDICES not in name
+        if name != RANDOM_COUNTER and KEY_INDICES not in name
     }
 
 

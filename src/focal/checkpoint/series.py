@@ -15,6 +15,7 @@ gap in the numbers, but neither changes the order nor loses a checkpoint that wa
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Mapping
@@ -28,8 +29,12 @@ from focal.checkpoint.files import Checkpoint, CheckpointError, read_checkpoint,
 logger = logging.getLogger("focal")
 
 
+def _file_name(stem: str, number: int) -> str:
+    return f"{stem}.{number}.ckpt" if number else f"{stem}.ckpt"
+
+
 class _Series:
-    """Numbered checkpoint files in a folder; number 0 has no number in its name."""
+    """Numbered checkpoint files in a folder: <stem>.ckpt, <stem>.1.ckpt, <stem>.2.ckpt, ..."""
 
     stem: str
 
@@ -38,22 +43,17 @@ class _Series:
         self.keep = keep
 
     def path(self, number: int) -> Path:
-        """The file of this number, 0 being the first: last.ckpt, last.1.ckpt, last.2.ckpt, ..."""
-        return self.folder / (f"{self.stem}.{number}.ckpt" if number else f"{self.stem}.ckpt")
+        """The file of this number, 0 being the first."""
+        return self.folder / _file_name(self.stem, number)
 
     def existing(self) -> dict[int, Path]:
         """The files that exist, by number and in its order, however many were kept when they were written."""
-        numbers = [0] if self.path(0).exists() else []
-        for path in self.folder.glob(f"{self.stem}.*.ckpt"):
-            middle = path.name[len(self.stem) + 1 : -len(".ckpt")]
+        found: dict[int, Path] = {}
+        for path in self.folder.glob(f"{self.stem}*.ckpt"):
+            middle = path.name[len(self.stem) : -len(".ckpt")].lstrip(".") or "0"
             if middle.isdecimal() and path == self.path(int(middle)):
-                numbers.append(int(middle))
-        return {number: self.path(number) for number in sorted(numbers)}
-
-    def first_free(self) -> int:
-        """The lowest number that no file has."""
-        existing = self.existing()
-        return next(number for number in range(len(existing) + 1) if number not in existing)
+                found[int(middle)] = path
+        return dict(sorted(found.items()))
 
     def _insert(self, number: int, free: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Write a checkpoint as `number`; the files between it and the name `free` move by one to make room.
@@ -82,7 +82,8 @@ class LastCheckpoints(_Series):
     def save(self, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> bool:
         """Save as last.ckpt. If that fails, log an error, keep what was there and return False."""
         try:
-            self._insert(0, self.first_free(), tensors, meta)
+            free = next(number for number in itertools.count() if not self.path(number).exists())
+            self._insert(0, free, tensors, meta)
         except OSError as error:
             logger.error("checkpoint not saved, training goes on, the previous one remains: %s", error)
             return False
@@ -172,13 +173,7 @@ class BestCheckpoints(_Series):
         return kept[: self.keep]
 
     def _set_aside(self, path: Path) -> None:
-        aside = _Aside(self.folder, 0)
-        target = aside.path(aside.first_free())
+        targets = (self.folder / _file_name("aside", number) for number in itertools.count())
+        target = next(target for target in targets if not target.exists())
         os.replace(path, target)
         logger.warning("%s belongs to another training; it is now %s", path, target.name)
-
-
-class _Aside(_Series):
-    """Best checkpoints of other trainings."""
-
-    stem = "aside"

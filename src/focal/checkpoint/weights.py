@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from focal.checkpoint.files import EMA_PREFIX, CheckpointError, read_checkpoint
+from focal.checkpoint.files import EMA_PREFIX, RANDOM_COUNTER, CheckpointError, read_checkpoint
 from focal.checkpoint.official import KEY_INDICES, set_key_indices
 from focal.errors import UserError
 
 logger = logging.getLogger("focal")
 
 _HEAD = ("head.weight", "head.bias")
-_RANDOM_COUNTER = "random_counter"  # belongs to a training, not to the network it results in
 _AVERAGE = f"{EMA_PREFIX}."
 _TRAINING_STATE = (_AVERAGE, "moment1.", "moment2.", "loss_scale.", "optimizer.", "schedule.")
 
@@ -60,7 +59,7 @@ def read_weights(path: str, use_ema: bool = False) -> dict[str, np.ndarray]:
     weights = {
         name: value
         for name, value in checkpoint.tensors.items()
-        if name != _RANDOM_COUNTER and not name.startswith(state)
+        if name != RANDOM_COUNTER and not name.startswith(state)
     }
     return {**weights, **averages} if use_ema else weights
 
@@ -81,7 +80,7 @@ def assign_weights(
     Raises:
         UserError: a parameter of the network is missing or has another shape; no parameter has been set then.
     """
-    parameters = {p.name: p for p in network.get_parameters() if p.name != _RANDOM_COUNTER}
+    parameters = {p.name: p for p in network.get_parameters() if p.name != RANDOM_COUNTER}
     missing = [name for name in parameters if name not in weights]
     misshaped = [name for name in parameters if name in weights and weights[name].shape != parameters[name].shape]
     reinitialised = [name for name in (*missing, *misshaped) if KEY_INDICES in name]
