@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))  # a plain chec
 from focal.checkpoint.paths import check_output_file
 from focal.config import Config, ConfigError
 from focal.errors import run_main
-from focal.files import finite_or_none
+from focal.files import finite_or_none, write_json
 from focal.job import Job, run_job
 
 if TYPE_CHECKING:
@@ -69,8 +68,7 @@ def report(result: EvalResult, json_file: Optional[str]) -> None:
     print(f"images {result.images}")
     print(f"images/second {result.images_per_second:.1f}")
     if json_file is not None:
-        figures = finite_or_none(dataclasses.asdict(result))
-        Path(json_file).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(json_file), finite_or_none(dataclasses.asdict(result)), indent=1)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -196,10 +195,3 @@ def test_eval_refuses_a_checkpoint_of_another_network(tmp_path):
     assert done.returncode == 2
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "missing: " in error and "misshaped: head.weight (4, 7) for (4, 32)" in error
-
-
-def test_data_sink_is_what_mindspore_documents():
-    """The stand-in above must not outlive the interface."""
-    import inspect
-
-    assert list(inspect.signature(ms.data_sink).parameters)[:3] == ["fn", "dataset", "sink_size"]

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Optional
 
-from focal.files import finite_or_none
+from focal.files import finite_or_none, write_text
 
 logger = logging.getLogger("focal")
 
@@ -28,19 +28,16 @@ class MetricsFiles:
 
     def __init__(self, output_folder: str, tensorboard_folder: str, epoch: float = 0.0) -> None:
         self.path = Path(output_folder) / "metrics.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         # By epoch, because another number of devices changes the number of steps.
         kept: list[dict[str, Any]] = []
         dropped: list[dict[str, Any]] = []
         for record in _read_records(self.path):
             (kept if record["epoch"] <= epoch + 1e-6 else dropped).append(record)
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        os.replace(fresh, self.path)  # a crash here loses neither version
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._cut_off = False  # whether the last record could not be written in whole
         purge = min((record["update"] for record in dropped), default=None)
         if purge is not None and any(record["update"] >= purge for record in kept):
-            purge = None  # updates were counted anew before: TensorBoard would hide what stays
+            purge = None  # steps were counted differently before: TensorBoard would hide records that stay
         self._events = Events.open(tensorboard_folder, purge)
 
     def write(self, kind: str, update: int, epoch: float, values: dict[str, Any]) -> None:
