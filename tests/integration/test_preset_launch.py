@@ -127,7 +127,12 @@ def test_a_killed_rank_ends_the_others(tmp_path: Path, lost: int) -> None:
     command = python(SCRIPT, train_url=tmp_path, master_port=free_port())
     with ranks(command, tmp_path, FOCAL_TEST="hang") as running:
         ready(tmp_path, running)
-        assert "scheduler" in running[0].processes().values()
+        schedulers = [pid for pid, role in running[0].processes().items() if role == "scheduler"]
+        for pid in schedulers:
+            os.kill(pid, signal.SIGTERM)  # a platform that stops a job may signal all processes
+        time.sleep(2.0)
+        assert [one.process.poll() for one in running] == [None, None]
+        assert schedulers and set(schedulers) < set(running[0].processes())
         killed = time.monotonic()
         running[lost].process.send_signal(signal.SIGKILL)
         assert running[1 - lost].wait(FAILURE) != 0

@@ -1,7 +1,7 @@
 """Device, rank and process group of this process, and the few collective calls made outside compiled graphs.
 
-Everything sent between ranks is a float32 sum: the one collective that works on every device MindSpore supports. Each
-call that waits for other ranks ends the process with a message when it has waited too long.
+Everything sent between ranks here is a float32 sum, the one collective that works on every device MindSpore supports.
+Each call that waits for other ranks ends the process with a message when it has waited too long.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ _BUCKET = 1 << 24  # float32 numbers per collective when broadcasting: 64 MiB
 
 @dataclass(frozen=True)
 class Device:
-    """This process among those of the job.
+    """The place of this process in its job, and what it computes on.
 
     Attributes:
         rank: number of this process, 0 to world_size - 1.
-        world_size: processes of the job.
-        local_rank: number of this process among those of the same machine.
-        local_size: processes on this machine.
+        world_size: number of processes of the job.
+        local_rank: number of this process among those on the same machine.
+        local_size: number of processes on this machine.
         target: Ascend, CPU or GPU.
     """
 
@@ -63,7 +63,7 @@ class Device:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which prints, and writes the results."""
+        """Whether this is rank 0, which prints and writes the results."""
         return self.rank == 0
 
 
@@ -99,20 +99,20 @@ def setup_device(run: RunConfig) -> Device:
     # and MindSpore's own limit of 1000 calls refuses its training step.
     ms.set_recursion_limit(CALL_DEPTH)
     _set_target(run, launch)
-    # The scheduler of a dynamic cluster waits for its worker even where there is only one.
+    # The scheduler of a dynamic cluster waits for its workers even if there is only one.
     if launch is None or (launch.world_size == 1 and launch.launcher != "dynamic_cluster"):
         return Device(target=run.device_target)
     return _join_group(launch, run.device_target, scheduler)
 
 
 def communication_timeouts(step_timeout: float) -> dict[str, str]:
-    """Seconds that HCCL waits for another rank: longer than this project does, whose messages say more.
+    """Seconds that HCCL waits for another rank: longer than this project's own limits, whose messages say more.
 
-    CANN's own defaults, 120 seconds to connect and 1836 in a collective, are shorter than the ranks may differ while
-    each compiles its graph.
+    CANN's defaults, 120 seconds to connect and 1836 in a collective, are too short: ranks may differ by more while each
+    compiles its graph.
 
     Args:
-        step_timeout: the setting of that name; 0 (no watch) counts as the default limits.
+        step_timeout: the setting of that name, in seconds; only values above `FIRST_STEP_TIMEOUT` change the result.
 
     Returns:
         HCCL_CONNECT_TIMEOUT (CANN accepts 120 to 7200) and HCCL_EXEC_TIMEOUT (on Atlas training series at most 17340,
@@ -145,7 +145,7 @@ def _set_target(run: RunConfig, launch: Optional[Launch]) -> None:
 
 
 def _set_precision() -> None:
-    """Have each operator compute in the type the network asks for, as far as the chip can."""
+    """Have each operator compute in the type that the network asks for, as far as the chip can."""
     from mindspore.device_context.ascend import op_precision
 
     from focal.models.precision import ascend_chip, operator_precision
@@ -205,9 +205,9 @@ def _scheduler_failed(code: int) -> None:
 
 
 def _limit_exit() -> None:
-    """At the end of a process that fails: let the kernel end it if it has not ended after `FAILED_EXIT_TIMEOUT`.
+    """Have the kernel end this process, if it failed, unless it ends by itself within `FAILED_EXIT_TIMEOUT` seconds.
 
-    MindSpore signs off from the scheduler when the process ends, and waits for an answer that may never come.
+    When a process ends, MindSpore signs off from the scheduler and waits for an answer, which may never come.
     """
     if _world_size > 1:  # `shutdown` was not reached
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -235,9 +235,9 @@ def _take_back_interrupt() -> None:
 
 @contextlib.contextmanager
 def waiting(what: str, timeout: float) -> Iterator[None]:
-    """Around a call that waits for other ranks: ends this process with a message after `timeout` seconds.
+    """Limit a call that waits for other ranks: after `timeout` seconds this process ends with a message.
 
-    The wait happens inside the framework, where Python can neither interrupt it nor raise, hence the hard exit; the
+    The call waits inside the framework, where Python can neither interrupt it nor raise; hence the hard exit. The
     launcher then ends the other workers.
     """
 
@@ -252,14 +252,14 @@ def waiting(what: str, timeout: float) -> Iterator[None]:
 
 
 class ProgressWatch:
-    """Ends this process with a message when training makes no progress: a rank waits for another inside a graph.
+    """Ends this process with a message when training makes no progress.
 
-    There neither Python nor `waiting` can look in.
+    It covers what `waiting` cannot: a rank that waits for another inside a compiled graph.
 
     Args:
-        timeout: seconds between two beats; 0: no watch. Until the first beat it is at least `FIRST_STEP_TIMEOUT`: what
-            comes before, reading the first batch and compiling, takes longer.
-        rank: for the message.
+        timeout: most seconds between two beats; 0: no watch. The first beat, which comes after the first batch has been
+            read and the graph compiled, may take `FIRST_STEP_TIMEOUT` seconds, or `timeout` if that is longer.
+        rank: rank of this process, for the message.
     """
 
     def __init__(self, timeout: float, rank: int) -> None:
@@ -270,17 +270,17 @@ class ProgressWatch:
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Watch from now on."""
+        """Start the watch."""
         self._last = time.monotonic()
         if self._timeout:
             threading.Thread(target=self._watch, name="progress-watch", daemon=True).start()
 
     def beat(self) -> None:
-        """Progress was made."""
+        """Note that progress was made."""
         self._last, self._limit = time.monotonic(), self._timeout
 
     def stop(self) -> None:
-        """No more beats will come, and none are missed."""
+        """End the watch: no more beats are expected."""
         self._stop.set()
 
     def _watch(self) -> None:
@@ -308,7 +308,7 @@ def all_reduce_sum(values: np.ndarray, timeout: float = COLLECTIVE_TIMEOUT) -> n
         timeout: seconds to wait for the other ranks.
 
     Returns:
-        float32 array of the same shape; with one process, the values themselves.
+        float32 array of the same shape; with one process, a copy of the values.
     """
     values = np.asarray(values, np.float32)
     if _world_size == 1:
@@ -322,7 +322,12 @@ def all_reduce_sum(values: np.ndarray, timeout: float = COLLECTIVE_TIMEOUT) -> n
 
 
 def barrier(name: str, timeout: float = COLLECTIVE_TIMEOUT) -> None:
-    """Return once every rank is here. `name` and `timeout` (seconds) appear in the message if one never comes."""
+    """Return once every rank has called this; end the process if one has not within `timeout` seconds.
+
+    Args:
+        name: what the ranks meet for, for the message.
+        timeout: seconds to wait.
+    """
     if _world_size == 1:
         return
     with waiting(f"the other ranks at {name!r}", timeout):
@@ -330,9 +335,9 @@ def barrier(name: str, timeout: float = COLLECTIVE_TIMEOUT) -> None:
 
 
 def broadcast_parameters(parameters: Iterable[Parameter]) -> None:
-    """Give every rank rank 0's values of `parameters` (mindspore Parameters in the same order everywhere), in place.
+    """Set `parameters`, given in the same order on every rank, to rank 0's values, in place.
 
-    Values travel as 16-bit words, each a float32 in a sum with the other ranks' zeros: exact to the bit for any type.
+    Values travel as 16-bit words, each as a float32 that is added to the other ranks' zeros: exact for every type.
     """
     parameters = list(parameters)
     if _world_size == 1 or not parameters:

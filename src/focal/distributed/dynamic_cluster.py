@@ -198,6 +198,10 @@ def supervise_scheduler(rank_0: int) -> None:
     """
     ended_well = threading.Event()
     signal.signal(_JOB_HAS_ENDED, lambda *_: ended_well.set())
+    # A platform that stops a job may signal every process; the workers need the scheduler while they save. The child
+    # inherits this.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     scheduler = subprocess.Popen(SCHEDULER_COMMAND, preexec_fn=processes.die_with_parent)
     deadline = float("inf")
     while scheduler.poll() is None and time.monotonic() < deadline:

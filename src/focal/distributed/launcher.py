@@ -37,8 +37,8 @@ logger = logging.getLogger("focal")
 
 POLL_SECONDS = 0.1
 INTERRUPT_GRACE = 300.0  # seconds that workers have after Ctrl-C or SIGTERM to save and to send their results
-FAILURE_GRACE = 15.0  # seconds that the others then have when one fails instead
-# How a worker ends when it is asked to.
+FAILURE_GRACE = 15.0  # seconds that the other workers then have if one fails instead
+# Exit codes of workers that ended because they were asked to.
 _STOPPED = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 SCHEDULER_GRACE = 20.0  # seconds that the scheduler has to end after the last worker
 LAST_LINES = 20
@@ -46,11 +46,11 @@ LAST_LINES = 20
 
 @dataclass
 class Worker:
-    """A started process of the job."""
+    """A process of the job that was started here."""
 
     name: str  # "rank 3" or "scheduler"
     process: subprocess.Popen
-    log: Path  # all it writes to stdout and stderr
+    log: Path  # receives its stdout and stderr
     log_start: int  # size of that file before this job
 
 
@@ -207,13 +207,16 @@ class _Job:
             return 0
         # Workers on other servers may still be sending their results, and would be killed without the scheduler.
         grace = SCHEDULER_GRACE if self.run_config.node_num == 1 else LAST_WORKER_GRACE
-        try:
-            code = self.scheduler.process.wait(grace)
-        except subprocess.TimeoutExpired:  # the workers' results stand: no reason to fail the job
-            logger.info("all workers ended well; the scheduler had not noticed after %.0f s", grace)
-            return 0
-        if code:
+        deadline = time.monotonic() + grace
+        while self.scheduler.process.poll() is None and time.monotonic() < deadline and self.interrupted is None:
+            time.sleep(POLL_SECONDS)
+        code = self.scheduler.process.poll()
+        if code is None:
+            logger.info("all workers of this server ended well; the scheduler, which still runs, is ended")
+        elif code:
             logger.warning(
-                "all workers ended well, the scheduler with exit code %d; its log: %s", code, self.scheduler.log
+                "all workers of this server ended well, the scheduler with exit code %d; its log: %s",
+                code,
+                self.scheduler.log,
             )
-        return 0
+        return 0  # the workers' results stand: no reason to fail the job

@@ -61,7 +61,7 @@ def test_several_devices_without_workers() -> None:
 
 
 def test_importing_the_runtime_imports_no_framework() -> None:
-    modules = "environment, launcher, device, logging, versions"
+    modules = "environment, launcher, device, dynamic_cluster, logging, versions"
     code = (
         f"import sys, focal; from focal.distributed import {modules}; from focal.cloud import storage, moxing, c2net\n"
         "sys.exit('mindspore' in sys.modules or 'c2net' in sys.modules)"
