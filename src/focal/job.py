@@ -76,6 +76,7 @@ def _run_worker(
     config: Config, unknown_arguments: list[str], stop: StopSignals, work: Callable[[Job], int], log_to_file: bool
 ) -> int:
     from focal.cloud.storage import open_storage, resolve_output_folder
+    from focal.distributed.chip import refuse_unsupported
     from focal.distributed.device import setup_device, shutdown
     from focal.distributed.logging import setup_logging
     from focal.distributed.versions import check_versions
@@ -83,6 +84,7 @@ def _run_worker(
     device = setup_device(config.run)
     setup_logging(device, resolve_output_folder(config) if log_to_file else None)
     check_versions()
+    refuse_unsupported(config.step.amp_level)  # before a cloud job copies its data
     with open_storage(config, device, unknown_arguments) as storage:  # leaving it sends the results, also on an error
         exit_code = work(Job(storage.local_config(), device, storage, stop))
         shutdown()

@@ -62,7 +62,7 @@ def collectives(device: Device) -> dict:
     import mindspore as ms
     import numpy as np
 
-    from focal.distributed.device import all_reduce_sum, barrier, broadcast_parameters
+    from focal.distributed.collectives import all_reduce_sum, barrier, broadcast_parameters
 
     rank = device.rank
     generator = np.random.default_rng(rank)
@@ -125,7 +125,7 @@ def bring_data(config: Config, device: Device, storage: object) -> None:
 
 def die_with_results(device: Device, storage: object) -> None:
     """Rank 0 is killed (out of memory, say) with results that it has not sent."""
-    from focal.distributed.device import barrier
+    from focal.distributed.collectives import barrier
 
     barrier("both are here", timeout=60)
     if device.is_main:
@@ -138,7 +138,7 @@ def work_for_ever(config: Config, device: Device) -> None:
     """Train on nothing, all ranks in step, until something happens."""
     import numpy as np
 
-    from focal.distributed.device import all_reduce_sum
+    from focal.distributed.collectives import all_reduce_sum
 
     start = time.time()
     step = 0

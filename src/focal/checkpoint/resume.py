@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from typing import Any, Optional
 
@@ -14,11 +15,13 @@ from focal.checkpoint.files import Checkpoint
 from focal.checkpoint.weights import refresh_tables
 from focal.config import Config, ConfigError, load_config, to_flat_dict
 from focal.config.schema import may_change_on_resume
-from focal.distributed.device import Device, all_reduce_sum, broadcast_parameters
+from focal.distributed.collectives import broadcast_bytes, broadcast_parameters
+from focal.distributed.device import Device
 
 logger = logging.getLogger("focal")
 
 _RANDOM_COUNTER = "random_counter"
+_PROGRESS_BYTES = 512  # room for a Progress as JSON
 
 
 @dataclasses.dataclass
@@ -209,14 +212,8 @@ def share_state(state: TrainState, progress: Optional[Progress], device: Device)
     """
     progress = progress if device.is_main and progress is not None else Progress()
     if device.world_size > 1:
-        fields = np.array(dataclasses.astuple(progress), np.float64)
-        # Counters beyond 2**24 would lose digits as float32: send them as high and low halves.
-        high, low = np.divmod(fields, 4096.0)
-        summed = all_reduce_sum(np.stack([high, low]).astype(np.float32) * (1.0 if device.is_main else 0.0))
-        values = summed[0].astype(np.float64) * 4096.0 + summed[1]
-        names = [field.name for field in dataclasses.fields(Progress)]
-        progress = Progress(**{name: float(value) if name == "best_top1" else int(value)
-                               for name, value in zip(names, values)})  # fmt: skip
+        sent = broadcast_bytes(json.dumps(dataclasses.asdict(progress)).encode(), _PROGRESS_BYTES)
+        progress = Progress(**json.loads(sent.rstrip(b"\0")))
         broadcast_parameters(state.parameters)
         refresh_tables(state.network)
     counter = state.random_counter

@@ -68,6 +68,7 @@ def _unpack_tar(archive: Path, folder: Path, compressed: bool) -> None:
                 _write(source, target)
             else:
                 raise UserError(f"archive: {archive} holds a link or device, {entry.name!r}; only files are unpacked")
+        assert entries.fileobj is not None
         while rest := entries.fileobj.read(_CHUNK):  # to the end of the stream, where the checksum is
             if rest.strip(b"\0"):
                 raise tarfile.ReadError("it goes on after its end, like archives that were joined")

@@ -43,7 +43,7 @@ def import_c2net() -> ModuleType:
         ) from None
     if not (hasattr(context, "prepare") and hasattr(context, "upload_output")):
         raise UserError("the installed c2net has no prepare and upload_output; pip install c2net==0.2.0")
-    return context  # type: ignore[no-any-return]
+    return context
 
 
 def call_c2net(function: Callable[[], object]) -> None:

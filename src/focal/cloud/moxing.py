@@ -48,7 +48,7 @@ def import_moxing() -> ModuleType:
             "the installed package moxing has no file.copy_parallel: the public package of that name is something "
             f"else; pip uninstall moxing, and {hint}"
         )
-    return moxing  # type: ignore[no-any-return]
+    return moxing
 
 
 class Source(NamedTuple):

@@ -14,7 +14,8 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from focal.distributed.device import COLLECTIVE_TIMEOUT, Device, all_reduce_sum, waiting
+from focal.distributed.collectives import COLLECTIVE_TIMEOUT, all_reduce_sum, waiting
+from focal.distributed.device import Device
 from focal.errors import UserError, one_line
 
 logger = logging.getLogger("focal")

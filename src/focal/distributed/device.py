@@ -1,8 +1,4 @@
-"""Device, rank and process group of this process, and the few collective calls made outside compiled graphs.
-
-Everything sent between ranks here is a float32 sum, the one collective that works on every device MindSpore supports.
-Each call that waits for other ranks ends the process with a message when it has waited too long.
-"""
+"""Device and rank of this process: MindSpore's context is set, and the process group formed and left, here."""
 
 from __future__ import annotations
 
@@ -14,9 +10,7 @@ import os
 import signal
 import socket
 import threading
-import time
 import zlib
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -24,23 +18,29 @@ from typing import TYPE_CHECKING, Optional
 import numpy as np
 
 from focal.config.schema import RunConfig
+from focal.distributed.collectives import (
+    COLLECTIVE_TIMEOUT,
+    all_reduce_sum,
+    barrier,
+    give_up,
+    group_size,
+    set_group,
+    waiting,
+)
 from focal.distributed.dynamic_cluster import Scheduler, turn_into_dynamic_cluster
 from focal.distributed.environment import Launch, check_device_num, detect_launch
 from focal.distributed.memory import use_one_memory_pool
+from focal.distributed.progress_watch import FIRST_STEP_TIMEOUT
 from focal.distributed.versions import check_numpy
 from focal.errors import UserError
 
 if TYPE_CHECKING:  # importing this module does not import the framework
-    from mindspore import Parameter
+    pass
 
 logger = logging.getLogger("focal")
 
-TIMEOUT_EXIT_CODE = 75  # EX_TEMPFAIL: the job can be started again
-COLLECTIVE_TIMEOUT = 600.0  # seconds; ranks may differ by a compilation, not by more
-FIRST_STEP_TIMEOUT = 3600.0  # seconds for the first batch, the compilation and the first step
 FAILED_EXIT_TIMEOUT = 15  # seconds that a process of several may take to end after an error
 CALL_DEPTH = 10_000
-_BUCKET = 1 << 24  # float32 numbers per collective when broadcasting: 64 MiB
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,6 @@ class Device:
         return self.rank == 0
 
 
-_world_size = 1  # of the process group; set once by setup_device
-_rank = 0
 _scheduler: Optional[Scheduler] = None  # started by this process, if it is rank 0 of a job without our launcher
 
 
@@ -148,7 +146,7 @@ def _set_precision() -> None:
     """Have each operator compute in the type that the network asks for, as far as the chip can."""
     from mindspore.device_context.ascend import op_precision
 
-    from focal.models.precision import ascend_chip, operator_precision
+    from focal.distributed.chip import ascend_chip, operator_precision
 
     precision = operator_precision(ascend_chip())
     op_precision.precision_mode(precision.mode)
@@ -158,7 +156,7 @@ def _set_precision() -> None:
 
 
 def _join_group(launch: Launch, target: str, scheduler: Optional[Scheduler]) -> Device:
-    global _rank, _world_size, _scheduler
+    global _scheduler
     import mindspore as ms
     from mindspore.communication import get_group_size, get_rank, init
 
@@ -175,14 +173,15 @@ def _join_group(launch: Launch, target: str, scheduler: Optional[Scheduler]) -> 
                 f"cannot join the other workers (launched by {launch.launcher}, target {target}): {reason}; "
                 "see docs/distributed.md"
             ) from None
-    _rank, _world_size, _scheduler = int(get_rank()), int(get_group_size()), scheduler
+    rank, world_size, _scheduler = int(get_rank()), int(get_group_size()), scheduler
+    set_group(rank, world_size)
     atexit.register(_limit_exit)
     ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
     if target == "Ascend":
         fuse_all_reduces()
-    local_rank, local_size = _place_on_machine()
+    local_rank, local_size = _place_on_machine(rank, world_size)
     _take_back_interrupt()
-    return Device(_rank, _world_size, local_rank, local_size, target)
+    return Device(rank, world_size, local_rank, local_size, target)
 
 
 def fuse_all_reduces() -> None:
@@ -201,7 +200,7 @@ def fuse_all_reduces() -> None:
 
 
 def _scheduler_failed(code: int) -> None:
-    _give_up(f"the scheduler of this job, started by rank 0, ended with exit code {code}; see the other ranks' logs")
+    give_up(f"the scheduler of this job, started by rank 0, ended with exit code {code}; see the other ranks' logs")
 
 
 def _limit_exit() -> None:
@@ -209,22 +208,22 @@ def _limit_exit() -> None:
 
     When a process ends, MindSpore signs off from the scheduler and waits for an answer, which may never come.
     """
-    if _world_size > 1:  # `shutdown` was not reached
+    if group_size() > 1:  # `shutdown` was not reached
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(FAILED_EXIT_TIMEOUT)
 
 
-def _place_on_machine() -> tuple[int, int]:
+def _place_on_machine(rank: int, world_size: int) -> tuple[int, int]:
     """Local rank and local size, from what the ranks tell each other: no launcher but ours sets them both."""
     identity = socket.gethostname()
     with contextlib.suppress(OSError):  # the same name on two machines: the boot id tells them apart
         identity += Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     digest = zlib.crc32(identity.encode())
-    table = np.zeros((_world_size, 2), np.float32)
-    table[_rank] = digest >> 16, digest & 0xFFFF  # halves, exact in float32
+    table = np.zeros((world_size, 2), np.float32)
+    table[rank] = digest >> 16, digest & 0xFFFF  # halves, exact in float32
     table = all_reduce_sum(table)
-    same = [rank for rank in range(_world_size) if (table[rank] == table[_rank]).all()]
-    return same.index(_rank), len(same)
+    same = [other for other in range(world_size) if (table[other] == table[rank]).all()]
+    return same.index(rank), len(same)
 
 
 def _take_back_interrupt() -> None:
@@ -233,135 +232,10 @@ def _take_back_interrupt() -> None:
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT) or signal.default_int_handler)
 
 
-@contextlib.contextmanager
-def waiting(what: str, timeout: float) -> Iterator[None]:
-    """Limit a call that waits for other ranks: after `timeout` seconds this process ends with a message.
-
-    The call waits inside the framework, where Python can neither interrupt it nor raise; hence the hard exit. The
-    launcher then ends the other workers.
-    """
-
-    message = f"rank {_rank} waited {timeout:.0f} s for {what} and gives up; see the other ranks' logs"
-    timer = threading.Timer(timeout, _give_up, (message,))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-class ProgressWatch:
-    """Ends this process with a message when training makes no progress.
-
-    It covers what `waiting` cannot: a rank that waits for another inside a compiled graph.
-
-    Args:
-        timeout: most seconds between two beats; 0: no watch. The first beat, which comes after the first batch has been
-            read and the graph compiled, may take `FIRST_STEP_TIMEOUT` seconds, or `timeout` if that is longer.
-        rank: rank of this process, for the message.
-    """
-
-    def __init__(self, timeout: float, rank: int) -> None:
-        self._timeout = timeout
-        self._rank = rank
-        self._limit = max(timeout, FIRST_STEP_TIMEOUT)
-        self._last = time.monotonic()
-        self._stop = threading.Event()
-
-    def start(self) -> None:
-        """Start the watch."""
-        self._last = time.monotonic()
-        if self._timeout:
-            threading.Thread(target=self._watch, name="progress-watch", daemon=True).start()
-
-    def beat(self) -> None:
-        """Note that progress was made."""
-        self._last, self._limit = time.monotonic(), self._timeout
-
-    def stop(self) -> None:
-        """End the watch: no more beats are expected."""
-        self._stop.set()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(min(10.0, self._timeout / 10)):
-            limit, silent = self._limit, time.monotonic() - self._last
-            if silent > limit:
-                name = "step_timeout" if limit == self._timeout else "before the first step"
-                _give_up(
-                    f"rank {self._rank}: no step finished for {silent:.0f} s ({name} {limit:.0f}): this "
-                    "rank or another is stuck; see the logs of all ranks"
-                )
-
-
-def _give_up(message: str) -> None:
-    logger.error("%s", message)
-    logging.shutdown()
-    os._exit(TIMEOUT_EXIT_CODE)
-
-
-def all_reduce_sum(values: np.ndarray, timeout: float = COLLECTIVE_TIMEOUT) -> np.ndarray:
-    """Sum of `values` over all ranks, element by element; every rank must call it with the same shape.
-
-    Args:
-        values: float32, any shape. Integers travel as float32, exact up to 2**24.
-        timeout: seconds to wait for the other ranks.
-
-    Returns:
-        float32 array of the same shape; with one process, a copy of the values.
-    """
-    values = np.asarray(values, np.float32)
-    if _world_size == 1:
-        return values.copy()
-    from mindspore import Tensor, ops
-
-    with waiting("an all-reduce", timeout):
-        # As a vector of at least one entry: CPU has no all-reduce of a scalar.
-        summed = ops.AllReduce()(Tensor(np.ascontiguousarray(values).reshape(-1))).asnumpy()
-    return summed.reshape(values.shape)
-
-
-def barrier(name: str, timeout: float = COLLECTIVE_TIMEOUT) -> None:
-    """Return once every rank has called this; end the process if one has not within `timeout` seconds.
-
-    Args:
-        name: what the ranks meet for, for the message.
-        timeout: seconds to wait.
-    """
-    if _world_size == 1:
-        return
-    with waiting(f"the other ranks at {name!r}", timeout):
-        all_reduce_sum(np.ones(1, np.float32), timeout + 60)
-
-
-def broadcast_parameters(parameters: Iterable[Parameter]) -> None:
-    """Set `parameters`, given in the same order on every rank, to rank 0's values, in place.
-
-    Values travel as 16-bit words, each as a float32 that is added to the other ranks' zeros: exact for every type.
-    """
-    parameters = list(parameters)
-    if _world_size == 1 or not parameters:
-        return
-    from mindspore import Tensor
-
-    arrays = [parameter.asnumpy() for parameter in parameters]
-    raw = b"".join(array.tobytes() for array in arrays)
-    words = np.frombuffer(raw + b"\0" * (len(raw) % 2), np.uint16)
-    received = np.empty_like(words)
-    for start in range(0, len(words), _BUCKET):
-        mine = words[start : start + _BUCKET]
-        received[start : start + _BUCKET] = all_reduce_sum(mine if _rank == 0 else np.zeros_like(mine))
-    data, offset = received.tobytes(), 0
-    for parameter, array in zip(parameters, arrays):
-        value = np.frombuffer(data, array.dtype, array.size, offset).reshape(array.shape)
-        parameter.set_data(Tensor(value.copy(), parameter.dtype))
-        offset += array.nbytes
-
-
 def shutdown() -> None:
     """Leave the process group together, so that no rank is taken for dead while another still works."""
-    global _rank, _world_size, _scheduler
-    if _world_size == 1:
+    global _scheduler
+    if group_size() == 1:
         return
     barrier("the end of the job")
     from mindspore.communication import release
@@ -369,4 +243,5 @@ def shutdown() -> None:
     release()
     if _scheduler is not None:
         _scheduler.job_has_ended()
-    _rank, _world_size, _scheduler = 0, 1, None
+    set_group(0, 1)
+    _scheduler = None

@@ -116,4 +116,5 @@ def version_remark(version: str) -> str:
 
 def release_number(version: str) -> tuple[int, ...]:
     """`2.10.0rc1` -> (2, 10, 0): the leading numbers, to be compared as numbers."""
-    return tuple(int(part) for part in re.match(r"\d+(\.\d+)*", version).group().split("."))
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match.group().split(".")) if match else ()

@@ -9,7 +9,7 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2
 
-from focal.models.precision import saturates_on_overflow
+from focal.distributed.chip import saturates_on_overflow
 
 _MUL_NO_NAN = ops.MulNoNan()
 # Maps a function over tuples of tensors, with far fewer nodes for the compiler than a loop that grows a tuple.

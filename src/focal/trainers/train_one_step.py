@@ -19,9 +19,9 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from focal.checkpoint.resume import TrainState
 from focal.config.schema import StepConfig
-from focal.distributed.collectives import gradient_all_reduces
 from focal.distributed.device import Device
 from focal.trainers.ema import Ema
+from focal.trainers.gradient_buckets import gradient_all_reduces
 from focal.trainers.gradients import (
     Accumulator,
     OverflowCheck,

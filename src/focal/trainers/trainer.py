@@ -18,8 +18,10 @@ from focal.checkpoint.resume import Progress, collect_tensors, make_meta, weight
 from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 from focal.config import Config, ConfigError
 from focal.data import EvalData, TrainData, blank_batch
-from focal.distributed.device import Device, ProgressWatch, all_reduce_sum
+from focal.distributed.collectives import all_reduce_sum
+from focal.distributed.device import Device
 from focal.distributed.memory import compile_ahead
+from focal.distributed.progress_watch import ProgressWatch
 from focal.distributed.signals import StopSignals
 from focal.evaluation import EvalResult, EvalStep, evaluate, weights_replaced
 from focal.trainers.metrics import MetricsFiles

@@ -11,7 +11,8 @@ import pytest
 
 from focal.cloud import once
 from focal.cloud.once import once_per_machine
-from focal.distributed.device import COLLECTIVE_TIMEOUT, Device
+from focal.distributed.collectives import COLLECTIVE_TIMEOUT
+from focal.distributed.device import Device
 from focal.errors import UserError
 
 

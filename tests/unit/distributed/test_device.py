@@ -16,16 +16,15 @@ import pytest
 
 from focal.config import load_config
 from focal.distributed import device as device_module
-from focal.distributed.device import (
-    FIRST_STEP_TIMEOUT,
+from focal.distributed.collectives import (
+    TIMEOUT_EXIT_CODE,
     all_reduce_sum,
     barrier,
+    broadcast_bytes,
     broadcast_parameters,
-    communication_timeouts,
-    fuse_all_reduces,
-    setup_device,
-    shutdown,
 )
+from focal.distributed.device import communication_timeouts, fuse_all_reduces, setup_device, shutdown
+from focal.distributed.progress_watch import FIRST_STEP_TIMEOUT
 from focal.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -69,19 +68,24 @@ def test_importing_the_runtime_imports_no_framework() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "src").returncode == 0
 
 
+@pytest.mark.parametrize("data", [b"", b"abc", b"\x00\xff" * 5])
+def test_bytes_arrive_filled_up_to_the_size(data: bytes) -> None:
+    assert broadcast_bytes(data, 10) == data + b"\0" * (10 - len(data))
+
+
 def errors_of_giving_up(code: str) -> str:
     """What a program writes to stderr before it ends by a time limit."""
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY / "src", capture_output=True, text=True, timeout=30
     )
-    assert result.returncode == device_module.TIMEOUT_EXIT_CODE
+    assert result.returncode == TIMEOUT_EXIT_CODE
     return result.stderr
 
 
 def test_a_wait_that_never_ends_ends_the_process() -> None:
     code = (
         "import time, logging; logging.basicConfig()\n"
-        "from focal.distributed.device import waiting\n"
+        "from focal.distributed.collectives import waiting\n"
         "with waiting('the moon', 1.0): time.sleep(60)"
     )
     errors = errors_of_giving_up(code)
@@ -91,7 +95,7 @@ def test_a_wait_that_never_ends_ends_the_process() -> None:
 def test_training_without_progress_ends_the_process() -> None:
     code = (
         "import time, logging; logging.basicConfig()\n"
-        "from focal.distributed.device import ProgressWatch\n"
+        "from focal.distributed.progress_watch import ProgressWatch\n"
         "watch = ProgressWatch(1.0, rank=3)\n"
         "watch.start()\n"
         "time.sleep(1.5)  # compiling: the limit is another one\n"
@@ -105,9 +109,9 @@ def test_training_without_progress_ends_the_process() -> None:
 def test_a_first_step_that_never_comes_ends_the_process() -> None:
     code = (
         "import time, logging; logging.basicConfig()\n"
-        "from focal.distributed import device\n"
-        "device.FIRST_STEP_TIMEOUT = 2.0\n"
-        "device.ProgressWatch(1.0, rank=3).start()\n"
+        "from focal.distributed import progress_watch\n"
+        "progress_watch.FIRST_STEP_TIMEOUT = 2.0\n"
+        "progress_watch.ProgressWatch(1.0, rank=3).start()\n"
         "time.sleep(60)"
     )
     errors = errors_of_giving_up(code)
@@ -118,7 +122,7 @@ def test_a_first_step_that_never_comes_ends_the_process() -> None:
 def test_a_watch_that_is_off_or_stopped_ends_nothing(timeout: float) -> None:
     code = (
         "import time\n"
-        "from focal.distributed.device import ProgressWatch\n"
+        "from focal.distributed.progress_watch import ProgressWatch\n"
         f"watch = ProgressWatch({timeout}, rank=3); watch.start()\n"
         "watch.beat()\n"
         "if watch._timeout: watch.stop()\n"
@@ -134,9 +138,8 @@ def test_numpy_2_is_refused_before_anything_else(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_wait_that_ends_is_left_alone() -> None:
-    code = (
-        "import time\nfrom focal.distributed.device import waiting\nwith waiting('nothing', 0.2): pass\ntime.sleep(0.5)"
-    )
+    imports = "import time\nfrom focal.distributed.collectives import waiting\n"
+    code = imports + "with waiting('nothing', 0.2): pass\ntime.sleep(0.5)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "src", timeout=30).returncode == 0
 
 
@@ -187,12 +190,12 @@ def test_hccl_timeouts_are_set_before_mindspore_sets_its_own(target: str, given:
 def test_the_chip_decides_what_operators_may_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
     from mindspore.device_context.ascend import op_precision
 
-    from focal.models import precision
+    from focal.distributed import chip
 
     calls: dict[str, object] = {}
     for name in ("precision_mode", "conv_allow_hf32", "matmul_allow_hf32"):
         monkeypatch.setattr(op_precision, name, lambda value, name=name: calls.update({name: value}))
-    monkeypatch.setattr(precision, "ascend_chip", lambda: "ascend910b")
+    monkeypatch.setattr(chip, "ascend_chip", lambda: "ascend910b")
     device_module._set_precision()
     assert calls == {
         "precision_mode": "must_keep_origin_dtype",
@@ -200,7 +203,7 @@ def test_the_chip_decides_what_operators_may_compute_in(monkeypatch: pytest.Monk
         "matmul_allow_hf32": False,
     }
     calls.clear()
-    monkeypatch.setattr(precision, "ascend_chip", lambda: "ascend910")
+    monkeypatch.setattr(chip, "ascend_chip", lambda: "ascend910")
     device_module._set_precision()
     assert calls == {"precision_mode": "allow_fp32_to_fp16"}
 
@@ -233,8 +236,9 @@ def test_a_failed_rank_that_cannot_end_is_ended() -> None:
     """Stands in for MindSpore, which waits at the end of the process for a scheduler that has gone."""
     code = (
         "import atexit, time\n"
-        "from focal.distributed import device\n"
-        "device.FAILED_EXIT_TIMEOUT, device._world_size = 1, 2\n"
+        "from focal.distributed import collectives, device\n"
+        "device.FAILED_EXIT_TIMEOUT = 1\n"
+        "collectives.set_group(0, 2)\n"
         "atexit.register(time.sleep, 60); atexit.register(device._limit_exit)\n"
         "raise SystemExit(2)"
     )
