@@ -16,7 +16,7 @@ from typing import Callable
 
 import pytest
 
-from focal.data import unpack_archive
+from focal.cloud.archive import unpack_archive
 from focal.errors import UserError
 
 
