@@ -36,24 +36,9 @@ class ImageSource(Protocol):
         ...
 
 
-class PackedStrings:
-    """An immutable list of strings, stored in two arrays.
-
-    Python would copy a million strings into every forked worker as soon as their reference counts change; arrays stay
-    shared.
-    """
-
-    def __init__(self, strings: Iterable[str]) -> None:
-        encoded = [os.fsencode(string) for string in strings]
-        self._ends = np.cumsum([len(string) for string in encoded], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> str:
-        start = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._bytes[start : self._ends[index]].tobytes())
+def pack_names(names: Iterable[str]) -> np.ndarray:
+    """File names as an array of bytes, which forked workers share; they would soon have copied a list of strings."""
+    return np.array([os.fsencode(name) for name in names], dtype=bytes)
 
 
 class ImageFolder:
@@ -79,7 +64,7 @@ class ImageFolder:
             raise UserError(
                 f"data_url: class {empty[0]!r} in {root} has no image{and_more(empty)}; add images or remove the folder"
             )
-        self._paths = PackedStrings(path for paths in files for path in paths)
+        self._paths = pack_names(path for paths in files for path in paths)
         self.labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(paths) for paths in files])
 
     def __len__(self) -> int:
@@ -89,11 +74,11 @@ class ImageFolder:
         return read_file(self.name(index))
 
     def name(self, index: int) -> str:
-        return os.path.join(self._root, self._paths[index])
+        return os.path.join(self._root, self.relative_name(index))
 
     def relative_name(self, index: int) -> str:
         """`class/file`."""
-        return self._paths[index]
+        return os.fsdecode(self._paths[index])
 
 
 def class_folders(root: str) -> tuple[str, ...]:

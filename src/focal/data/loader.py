@@ -95,7 +95,9 @@ class TrainData:
             raise
 
     def dataset(self, epoch: int, first_step: int = 0, epochs: int = 1) -> Dataset:
-        """The same batches as a MindSpore dataset with columns image, target and drop_path.
+        """The same batches as a MindSpore dataset with columns image, target and drop_path, for sink mode.
+
+        If a batch cannot be made, the error is logged and iteration ends with a RuntimeError of MindSpore.
 
         Args:
             epochs: how many epochs it runs through, each in its own order; `first_step` shortens the first.
@@ -156,6 +158,7 @@ class TrainData:
         """Count and log the unreadable samples of a batch; raise if the batch could not be made."""
         if error:
             self._error = error
+            logger.error(error)  # in sink mode nobody catches the exception
             raise UserError(error)
         for name in map(self._source.name, unreadable[unreadable >= 0].tolist()):
             if name not in self.unreadable and len(self.unreadable) < _NAMED_IN_LOG:

@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image
 
 from focal.data.decode import UnreadableImage, decode_rgb
-from focal.data.folder import ImageFolder, ImageSource, PackedStrings
+from focal.data.folder import ImageFolder, ImageSource, pack_names
 from focal.errors import UserError
 
 logger = logging.getLogger("focal")
@@ -84,7 +84,7 @@ class MindRecordSource:
             rows += [(label, name, number, offset, size) for label, name, offset, size in _read_index(shard, shards)]
         rows.sort()
         self.labels = np.array([row[0] for row in rows], dtype=np.int32)
-        self._names = PackedStrings(row[1] for row in rows)
+        self._names = pack_names(row[1] for row in rows)
         self._places = np.array([row[2:] for row in rows], dtype=np.int64).reshape(-1, 3)
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class MindRecordSource:
         return data
 
     def name(self, index: int) -> str:
-        return f"{self._shards[int(self._places[index, 0])]}:{self._names[index]}"
+        return f"{self._shards[int(self._places[index, 0])]}:{os.fsdecode(self._names[index])}"
 
 
 def _read_index(shard: str, shards: list[str]) -> list[tuple[int, str, int, int]]:

@@ -157,7 +157,7 @@ def test_unreadable_training_images_are_reported_in_sink_mode_too(
 
 @pytest.mark.parametrize("processes", (False, True))
 def test_training_on_nothing_readable_ends_with_one_clear_error(
-    image_folder: Path, tmp_path: Path, make_config: MakeConfig, processes: bool
+    image_folder: Path, tmp_path: Path, make_config: MakeConfig, caplog: pytest.LogCaptureFixture, processes: bool
 ) -> None:
     root = Path(shutil.copytree(image_folder, tmp_path / "broken"))
     for path in (root / "train").rglob("*.jpg"):
@@ -166,6 +166,10 @@ def test_training_on_nothing_readable_ends_with_one_clear_error(
     with pytest.raises(UserError, match="check_dataset.py") as caught:
         list(data.epoch(0))
     assert "empty file" in str(caught.value) and "\n" not in str(caught.value)
+    caplog.clear()
+    with pytest.raises(RuntimeError):  # in sink mode the engine raises an error of its own; the log has ours
+        list(data.dataset(0).create_tuple_iterator(num_epochs=1, output_numpy=True))
+    assert [record.getMessage() for record in caplog.records] == [str(caught.value)]
 
 
 @pytest.mark.parametrize(("world", "batch"), [(1, 4), (1, 13), (2, 1), (5, 4), (16, 2)])
