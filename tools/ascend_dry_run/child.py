@@ -1,0 +1,104 @@
+"""Run by simulate.py in a process with a simulated Ascend: builds one case by the product's own start-up, compiles it.
+
+Usage: python -m tools.ascend_dry_run.child CASE.json RESULT.json
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+
+from focal.config import Config, load_config
+from focal.distributed.device import Device, setup_device
+from focal.errors import UserError
+from focal.evaluation import EvalStep
+from focal.models import create_model
+from focal.models.inference import prepare_for_evaluation
+from focal.trainers.setup import build_network, build_train_step
+from tools.ascend_dry_run.cases import TRAIN, Case
+from tools.ascend_dry_run.result import COMPILING
+
+STEPS_PER_EPOCH = 1000  # only the schedule's constants depend on it
+
+
+def stand_in_for_other_ranks(ranks: int) -> None:
+    """The one place where simulation cannot follow the product: what needs the other ranks to be there.
+
+    MindSpore simulates rank 0 of RANK_SIZE without any other process: its process group forms without a scheduler
+    (msrun, too, sets no MS_ROLE then), and a collective that runs outside a graph returns nothing sensible. So the
+    launch is told, not detected, and all ranks are on this machine; everything else of the start-up is the product's.
+    """
+    from focal.distributed import device
+    from focal.distributed.environment import Launch
+
+    if ranks > 1:
+        device.detect_launch = lambda environment: Launch("dynamic_cluster", ranks, 0, 0)
+        device._place_on_machine = lambda: (0, ranks)
+
+
+def example_inputs(config: Config, what: str) -> tuple[ms.Tensor, ...]:
+    """Inputs of the Cell that `build` returns, of the shapes and types that the product feeds it."""
+    batch = config.data.batch_size
+    images = ms.Tensor(np.zeros((batch, config.model.in_channels, *config.model.image_hw), np.float32))
+    if what == TRAIN:
+        return images, ms.Tensor(np.zeros((batch, config.model.num_classes), np.float32))
+    return images, ms.Tensor(np.zeros(batch, np.int32)), ms.Tensor(np.ones(batch, np.float32))
+
+
+def build(config: Config, what: str, device: Device) -> ms.nn.Cell:
+    """The training step as train.py builds it, or the evaluation as eval.py does."""
+    if what == TRAIN:
+        return build_train_step(config, build_network(config), STEPS_PER_EPOCH, device)
+    network = create_model(config)
+    prepare_for_evaluation(network, config.step)
+    return EvalStep(network).set_train(False)
+
+
+def compile_case(case: Case) -> dict[str, Any]:
+    """Build, compile, and run one step of the simulation. Returns what DryRun does not read from the log."""
+    start = time.time()
+    overrides = {**case.overrides, "device_target": "Ascend"}
+    if case.batch:
+        overrides["batch_size"] = case.batch
+    config = load_config(case.config, overrides)
+    stand_in_for_other_ranks(case.ranks)
+    device = setup_device(config.run)
+    ms.set_context(jit_config={"jit_level": case.jit_level})
+    if case.build:
+        module, _, function = case.build.partition(":")
+        cell, inputs = getattr(importlib.import_module(module), function)(config, device)
+    else:
+        cell, inputs = build(config, case.what, device), example_inputs(config, case.what)
+    sys.stderr.flush()
+    os.write(2, f"\n{COMPILING}\n".encode())  # MindSpore's log is written there as well, unbuffered
+    told = {"arch": config.model.arch, "batch": config.data.batch_size, "error": ""}
+    try:
+        outputs = cell(*inputs)
+        for output in outputs if isinstance(outputs, tuple) else (outputs,):
+            output.asnumpy()
+    except Exception as error:  # whatever the compiler says is the result
+        told["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    return {**told, "peak_memory_bytes": int(ms.runtime.max_memory_allocated()), "seconds": time.time() - start}
+
+
+def main() -> None:
+    case_file, result_file = map(Path, sys.argv[1:])
+    try:
+        told = compile_case(Case(**json.loads(case_file.read_text(encoding="utf-8"))))
+    except UserError as error:
+        told = {"error": str(error)}
+    result_file.write_text(json.dumps(told), encoding="utf-8")
+    sys.stderr.flush()
+    os._exit(0)  # taking the simulated device down may crash, after all is known
+
+
+if __name__ == "__main__":
+    main()
