@@ -52,9 +52,9 @@ def run_worker(config: Config, unknown_arguments: list[str]) -> int:
     setup_logging(device)
     check_versions()
     with open_storage(config, device, unknown_arguments) as storage:
-        accuracy = run_evaluation(storage.local_config(), device, storage.data_folder())
+        result = run_evaluation(storage.local_config(), device, storage.data_folder())
         if device.is_main:
-            report(accuracy, config.run.json)
+            report(result, config.run.json)
         shutdown()
     return 0
 
@@ -77,14 +77,14 @@ def run_evaluation(config: Config, device: Any, data_folder: str) -> Any:
     return evaluate(EvalStep(network), data, config.data.skip_unreadable)
 
 
-def report(accuracy: Any, json_file: Optional[str]) -> None:
+def report(result: Any, json_file: Optional[str]) -> None:
     """Print the figures and, where asked for, write them as JSON."""
-    figures = dataclasses.asdict(accuracy)
-    print(f"top-1 {accuracy.top1:.4f} %")
-    print(f"top-5 {accuracy.top5:.4f} %")
-    print(f"loss {accuracy.loss:.6f}")
-    print(f"images {accuracy.images}")
-    print(f"images/second {accuracy.images_per_second:.1f}")
+    figures = dataclasses.asdict(result)
+    print(f"top-1 {result.top1:.4f} %")
+    print(f"top-5 {result.top5:.4f} %")
+    print(f"loss {result.loss:.6f}")
+    print(f"images {result.images}")
+    print(f"images/second {result.images_per_second:.1f}")
     if json_file is not None:
         Path(json_file).write_text(json.dumps(finite_or_none(figures), indent=1) + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Print the model zoo: python scripts/list_models.py"""
+"""Print the published models: python scripts/list_models.py"""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from focal.config import load_config  # noqa: E402
-from focal.config.architectures import paper_top1, published_archs  # noqa: E402
+from focal.config.architectures import PAPER_TOP1  # noqa: E402
 from focal.models.focal_transformer import FocalTransformer  # noqa: E402
 from focal.models.macs import official_multiply_adds, true_multiply_adds  # noqa: E402
 
 
 def main() -> None:
-    """One line per published model."""
-    rows = [("model", "parameters", "multiply-adds", "truly", "paper top-1", "config")]
-    for arch in published_archs():
+    """Print a table with one line per model."""
+    rows = [("model", "parameters", "MACs", "actual", "paper top-1", "config")]
+    for arch, top1 in PAPER_TOP1.items():
         model = load_config({"arch": arch}).model
         parameters = sum(parameter.size for parameter in FocalTransformer(model).trainable_params())
         rows.append(
@@ -25,16 +25,14 @@ def main() -> None:
                 f"{parameters / 1e6:.2f} M",
                 f"{official_multiply_adds(model) / 1e9:.2f} G",
                 f"{true_multiply_adds(model) / 1e9:.2f} G",
-                f"{paper_top1(arch):.1f} %",
+                f"{top1:.1f} %",
                 f"configs/{arch}.yaml",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-    sys.stdout.write(
-        "multiply-adds: as the authors' flops() counts them; truly: all matrix products and convolutions\n"
-    )
+    print("MACs per image as the authors' flops() counts them; actual: those of all matrix products and convolutions")
 
 
 if __name__ == "__main__":

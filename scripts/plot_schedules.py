@@ -1,7 +1,7 @@
-"""Plot learning-rate schedules to a PNG: python scripts/plot_schedules.py [--config configs/X.yaml] [--output FOLDER]
+"""Plot learning-rate schedules: python scripts/plot_schedules.py [--config configs/X.yaml] [--output FOLDER]
 
-One file per schedule, <FOLDER>/<schedule>.png, and one of all together, all.png. Needs matplotlib, which neither
-training nor tests do: pip install matplotlib.
+Writes FOLDER/<schedule>.png for each schedule, and all of them to FOLDER/all.png. Requires matplotlib, which neither
+training nor tests use: pip install matplotlib.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
@@ -17,15 +17,19 @@ from focal.config import load_config  # noqa: E402
 from focal.errors import UserError, run_main  # noqa: E402
 from focal.trainers.lr_schedule import learning_rate_factor, learning_rates  # noqa: E402
 
+if TYPE_CHECKING:
+    import numpy as np
+
 SCHEDULES = ("cosine_lr", "constant_lr", "multistep_lr", "exp_lr", "polynomial")
-UPDATES_PER_EPOCH = 50  # enough for a smooth line
+STEPS_PER_EPOCH = 50  # enough for a smooth line
 
 
 def main() -> Optional[int]:
+    """Draw the schedule of a config, and what the other schedules would make of the same settings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/focalv2_small_useconv_patch4_window7_224.yaml")
-    parser.add_argument("--output", default="output/schedules", help="folder that takes the pictures")
-    parser.add_argument("--device_num", type=int, default=8, help="devices, for the scale of the rates")
+    parser.add_argument("--output", default="output/schedules", help="folder for the images")
+    parser.add_argument("--device_num", type=int, default=8, help="number of devices, which scales the learning rate")
     arguments = parser.parse_args()
     pyplot = import_pyplot()
     folder = Path(arguments.output)
@@ -34,12 +38,12 @@ def main() -> Optional[int]:
     for name, line in lines.items():
         draw(pyplot, {name: line}, folder / f"{name}.png")
     draw(pyplot, lines, folder / "all.png")
-    print(f"{len(lines) + 1} pictures in {folder}")
+    print(f"{len(lines) + 1} images in {folder}")
     return 0
 
 
 def import_pyplot() -> Any:
-    """matplotlib.pyplot with a back end that needs no screen."""
+    """matplotlib.pyplot, with a backend that does not need a display."""
     try:
         import matplotlib
     except ImportError:
@@ -50,18 +54,18 @@ def import_pyplot() -> Any:
     return pyplot
 
 
-def schedule(config_file: str, name: str, device_num: int) -> Any:
-    """Learning rate of each update of a config under another schedule."""
+def schedule(config_file: str, name: str, device_num: int) -> np.ndarray:
+    """Learning rate of each step, (epochs * STEPS_PER_EPOCH,), for the settings of a file but with schedule `name`."""
     config = load_config(config_file, {"lr_scheduler": name})
     factor = learning_rate_factor(config.data.batch_size, device_num, config.step.accumulation_step)
-    return learning_rates(config.optim, UPDATES_PER_EPOCH, factor)
+    return learning_rates(config.optim, STEPS_PER_EPOCH, factor)
 
 
-def draw(pyplot: Any, lines: dict[str, Any], path: Path) -> None:
-    """One picture: rate over epochs."""
+def draw(pyplot: Any, lines: dict[str, np.ndarray], path: Path) -> None:
+    """Plot learning rates over epochs, one line per schedule, and save the image."""
     figure, axes = pyplot.subplots(figsize=(8, 4.5))
     for name, rates in lines.items():
-        axes.plot([update / UPDATES_PER_EPOCH for update in range(len(rates))], rates, label=name)
+        axes.plot([step / STEPS_PER_EPOCH for step in range(len(rates))], rates, label=name)
     axes.set_xlabel("epoch")
     axes.set_ylabel("learning rate")
     axes.legend()

@@ -30,7 +30,7 @@ def main() -> None:
     data = TrainData(config, layout)
     if arguments.epoch < 0 or not 0 <= arguments.step < data.steps_per_epoch:
         raise UserError(f"step: {arguments.step} of epoch {arguments.epoch}; an epoch has {data.steps_per_epoch} steps")
-    images, targets, _ = data.batches.load(arguments.epoch, arguments.step)
+    images, targets, _, _ = data.batches.load(arguments.epoch, arguments.step)
     sheet = contact_sheet(images, targets, layout.class_names, config.data)
     try:
         sheet.save(arguments.output)

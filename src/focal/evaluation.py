@@ -9,22 +9,21 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any, Callable, Optional
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Callable
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from focal.distributed.device import all_reduce_sum
 from focal.errors import UserError
-from focal.trainers.ema import Ema
 
 logger = logging.getLogger("focal")
 
 
 @dataclasses.dataclass(frozen=True)
-class Accuracy:
+class EvalResult:
     """Result of an evaluation, over all ranks.
 
     Attributes:
@@ -82,7 +81,7 @@ def evaluate(
     data: Any,
     skip_unreadable: bool = False,
     guard: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> Accuracy:
+) -> EvalResult:
     """Run `eval_step` over all of `data` and add up over ranks.
 
     Args:
@@ -110,7 +109,7 @@ def evaluate(
     top1, top5, loss = (float(value) for value in sums[:3] / sums[3])
     count = int(round(sums[3]))
     speed = count * share_after_first / seconds_after_first if share_after_first else count / max(seconds, 1e-9)
-    return Accuracy(100 * top1, 100 * top5, loss, count, seconds, float(speed))
+    return EvalResult(100 * top1, 100 * top5, loss, count, seconds, float(speed))
 
 
 def _add_over_ranks(sums: np.ndarray) -> np.ndarray:
@@ -135,19 +134,15 @@ def _check_unreadable(data: Any, skip_unreadable: bool) -> None:
 
 
 @contextlib.contextmanager
-def averaged_weights(ema: Optional[Ema]) -> Iterator[None]:
-    """Within it, the network's parameters hold their averages; afterwards their own values again, to the bit.
+def weights_replaced(parameters: Sequence[Parameter], replacements: Sequence[Parameter]) -> Iterator[None]:
+    """Within it, parameters hold the values of their replacements; afterwards their own values again, to the bit.
 
-    Raw and averaged weights so share one compiled evaluation network.
+    Raw and EMA weights are evaluated by one compiled network in this way.
     """
-    if ema is None:
-        yield
-        return
-    parameters = list(ema.parameters_to_average)
     raw = [parameter.asnumpy().copy() for parameter in parameters]
     try:
-        for parameter, average in zip(parameters, ema.averages):
-            parameter.set_data(Tensor(average.asnumpy()))
+        for parameter, replacement in zip(parameters, replacements):
+            parameter.set_data(Tensor(replacement.asnumpy()))
         yield
     finally:
         for parameter, value in zip(parameters, raw):

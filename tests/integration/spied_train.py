@@ -43,7 +43,7 @@ def spy() -> None:
     from focal.trainers import setup
     from focal.trainers import trainer as training
 
-    build, run, batches = setup.build_network, training.Training.run, focal.data.TrainData.epoch
+    build, run, batches = setup.build_network, training.Trainer.run, focal.data.TrainData.epoch
     bad_steps = [int(step) for step in os.environ.get("FOCAL_SPY_BAD_STEPS", "").split(",") if step]
 
     def build_unequal(*arguments: Any) -> Any:
@@ -63,14 +63,14 @@ def spy() -> None:
         return code
 
     def batches_with_bad(self: Any, epoch: int, first_step: int = 0) -> Iterator[tuple]:
-        for step, (images, targets) in enumerate(batches(self, epoch, first_step), first_step):
+        for step, (images, *others) in enumerate(batches(self, epoch, first_step), first_step):
             if epoch == 0 and step in bad_steps and RANK == LAST_RANK:
                 images = images.copy()
                 images[-1] = np.inf
-            yield images, targets
+            yield images, *others
 
     setup.build_network = build_unequal
-    training.Training.run = run_watched
+    training.Trainer.run = run_watched
     focal.data.TrainData.epoch = batches_with_bad
 
 

@@ -60,7 +60,7 @@ def damaged(folder: Path, tmp_path: Path) -> Path:
 def epoch_bytes(root: Path, epoch: int, first_step: int = 0, rank: int = 0, world: int = 1, **keys: Any) -> list[bytes]:
     config = make_config(**keys)
     data = TrainData(config, check_data(config, str(root)), rank, world)
-    return [images.tobytes() + targets.tobytes() for images, targets in data.epoch(epoch, first_step)]
+    return [b"".join(array.tobytes() for array in batch) for batch in data.epoch(epoch, first_step)]
 
 
 @pytest.mark.parametrize("mode", ("batch", "elem"))
@@ -107,7 +107,7 @@ def test_one_sample_is_augmented_differently_in_each_epoch_and_place(folder: Pat
     data = TrainData(config, check_data(config, str(folder)))
     seen = {}
     for epoch in range(3):
-        for step, (images, _) in enumerate(data.epoch(epoch)):
+        for step, (images, *_) in enumerate(data.epoch(epoch)):
             for image, index in zip(images, data.batches.indices(epoch, step).tolist()):
                 seen[(epoch, index)] = image.tobytes()
     assert len(set(seen.values())) == len(seen) > 60
@@ -117,9 +117,9 @@ def test_dataset_of_several_epochs_holds_the_same_batches(folder: Path) -> None:
     config = make_config()
     data = TrainData(config, check_data(config, str(folder)))
     dataset = data.dataset(3, first_step=2, epochs=2)
-    assert dataset.get_col_names() == ["image", "target"] and dataset.get_dataset_size() == 10
+    assert dataset.get_col_names() == ["image", "target", "drop_path"] and dataset.get_dataset_size() == 10
     rows = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
-    found = [images.tobytes() + targets.tobytes() for images, targets in rows]
+    found = [b"".join(array.tobytes() for array in batch) for batch in rows]
     assert found == epoch_bytes(folder, 3, 2) + epoch_bytes(folder, 4)
 
 
@@ -127,7 +127,7 @@ def test_batches_kept_by_the_reader_are_not_overwritten(folder: Path) -> None:
     config = make_config()
     data = TrainData(config, check_data(config, str(folder)))
     kept, copies = [], []
-    for images, _ in data.epoch(0):
+    for images, *_ in data.epoch(0):
         kept.append(images)
         copies.append(images.copy())
     for images, copy in zip(kept, copies):
@@ -191,7 +191,7 @@ def test_unreadable_training_images_are_replaced_and_reported(
     config = make_config(worker_processes=processes)
     data = TrainData(config, check_data(config, str(damaged)))
     with caplog.at_level(logging.WARNING, "focal"):
-        first = [images.copy() for images, _ in data.epoch(0)]
+        first = [images.copy() for images, *_ in data.epoch(0)]
     # 24 of 26 images are drawn in an epoch, so at least one of the three bad ones.
     bad = {str(damaged / name) for name in ("train/a/00.jpg", "train/b/03.jpg", "train/a/10.jpg")}
     assert len(first) == data.steps_per_epoch == 6
@@ -199,7 +199,7 @@ def test_unreadable_training_images_are_replaced_and_reported(
     assert all(path in caplog.text for path in data.unreadable)
     # Over and over: the same stand-ins, and counts that grow.
     counts = sum(data.unreadable.values())
-    again = [images.copy() for images, _ in data.epoch(0)]
+    again = [images.copy() for images, *_ in data.epoch(0)]
     assert sum(data.unreadable.values()) == 2 * counts
     assert all((one == other).all() for one, other in zip(first, again))
     assert (data.take_replaced(), data.take_replaced()) == (2 * counts, 0)
@@ -213,7 +213,7 @@ def test_unreadable_training_images_are_reported_in_sink_mode_too(
     list(expected.epoch(0))
     with caplog.at_level(logging.WARNING, "focal"):
         batches = list(data.dataset(0).create_tuple_iterator(num_epochs=1, output_numpy=True))
-    assert len(batches) == 6 and len(batches[0]) == 2  # images and targets alone go to the device
+    assert len(batches) == 6 and len(batches[0]) == 3  # nothing but what the step takes goes to the device
     assert data.unreadable == expected.unreadable and all(path in caplog.text for path in data.unreadable)
 
 

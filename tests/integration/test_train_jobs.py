@@ -21,9 +21,10 @@ from focal.distributed.device import Device
 from focal.distributed.signals import StopSignals
 from focal.evaluation import EvalStep
 from focal.trainers import trainer as training_module
-from focal.trainers.callbacks import MetricsFiles, TrainingDiverged
+from focal.trainers.metrics import MetricsFiles
 from focal.trainers.setup import build_network, build_train_step
-from focal.trainers.trainer import Outputs, Training
+from focal.trainers.trainer import Outputs, Trainer
+from focal.trainers.training_log import TrainingDiverged
 from tests.integration.jobs import REPOSITORY, job
 from tests.integration.train_jobs import command, losses, make_workplace, records
 
@@ -38,7 +39,7 @@ def focal_log(caplog):
 
 
 def build(folder, config, train_data=None):
-    """A Training in this process, as train.py puts it together."""
+    """A Trainer in this process, as train.py puts it together."""
     layout = check_data(config, config.data.data_url)
     network = build_network(config)
     train_data = train_data or TrainData(config, layout)
@@ -47,7 +48,7 @@ def build(folder, config, train_data=None):
     last, best = LastCheckpoints(folder / "checkpoints", 2), BestCheckpoints(folder / "best", 1)
     outputs = Outputs(metrics, last, best)
     data = (train_data, EvalData(config, layout))
-    return Training(config, Device(), step, EvalStep(network), *data, Progress(), outputs, StopSignals())
+    return Trainer(config, Device(), step, EvalStep(network), *data, Progress(), outputs, StopSignals())
 
 
 def load(folder, **overrides):
@@ -165,9 +166,9 @@ class PoisonedData:
         self.take_replaced = data.take_replaced
 
     def epoch(self, epoch, first_step=0):
-        for images, targets in self.data.epoch(epoch, first_step):
+        for images, targets, drop_path in self.data.epoch(epoch, first_step):
             self.count += 1
-            yield images, targets * (np.nan if self.count > self.from_update else 1)
+            yield images, targets * (np.nan if self.count > self.from_update else 1), drop_path
 
 
 @pytest.mark.slow

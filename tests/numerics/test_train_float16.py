@@ -41,7 +41,7 @@ def train(level):
     for number in range(STEPS):
         chosen = order[number * BATCH : (number + 1) * BATCH]
         outputs = step(Tensor(digits_images(chosen)), Tensor(targets[chosen]))
-        rows.append([float(value.asnumpy()) for value in outputs])
+        rows.append(outputs.asnumpy())
     eval_step = EvalStep(network)
     eval_step.set_train(False)
     sums = eval_step(

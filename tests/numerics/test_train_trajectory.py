@@ -8,7 +8,7 @@ from mindspore import Tensor
 from sklearn.datasets import load_digits
 
 from focal.checkpoint.official import load_official_state_dict
-from focal.evaluation import EvalStep, averaged_weights
+from focal.evaluation import EvalStep, weights_replaced
 from focal.models import create_model
 from focal.trainers.losses import SoftTargetCrossEntropy
 from focal.trainers.optimizer import create_optimizer
@@ -52,8 +52,8 @@ def digits_batches():
 def run(config, case):
     """The step after training, and its outputs (STEPS, len(OUTPUTS))."""
     step = build_step(config, case, 1e-3 * np.minimum(1, (np.arange(STEPS) + 1) / 10))
-    rows = [[float(v.asnumpy()) for v in step(Tensor(images), Tensor(targets))] for images, targets in digits_batches()]
-    return step, np.array(rows)
+    rows = [step(Tensor(images), Tensor(targets)).asnumpy() for images, targets in digits_batches()]
+    return step, np.array(rows, np.float64)
 
 
 def accuracy(step):
@@ -64,7 +64,7 @@ def accuracy(step):
     images, labels = Tensor(digits_images(held_out)), Tensor(load_digits().target[held_out].astype(np.int32))
     valid = Tensor(np.ones(len(held_out), np.float32))
     raw = float(eval_step(images, labels, valid).asnumpy()[0]) / len(held_out)
-    with averaged_weights(step.ema):
+    with weights_replaced(step.ema.parameters_to_average, step.ema.averages):
         return raw, float(eval_step(images, labels, valid).asnumpy()[0]) / len(held_out)
 
 

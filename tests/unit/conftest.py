@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from focal.config import load_config
+from focal.distributed.device import Device
 from focal.trainers.losses import SoftTargetCrossEntropy
 from focal.trainers.optimizer import create_optimizer
-from focal.trainers.train_one_step import Ranks, TrainOneStep, trained_parameters
+from focal.trainers.train_one_step import TrainOneStep, trained_parameters
 from tests.unit.toy_network import ToyNetwork
 
 
@@ -72,7 +73,7 @@ def make_step(toy_network):
         network = toy_network(seed, True)
         weights = trained_parameters(network)
         optimizer = create_optimizer(weights, config.optim, config.model, np.full(50, 0.05))
-        return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, Ranks())
+        return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, Device())
 
     return make
 

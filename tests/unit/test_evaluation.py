@@ -9,7 +9,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from focal import evaluation
 from focal.errors import UserError
-from focal.evaluation import EvalStep, averaged_weights, evaluate
+from focal.evaluation import EvalStep, evaluate, weights_replaced
 from focal.trainers.ema import Ema
 
 
@@ -95,7 +95,7 @@ def test_unreadable_images_fail_the_run_unless_allowed(caplog):
     assert evaluate(EvalStep(Identity()), Batches(logits, labels, 2, ["val/a/broken.jpg"]), True).images == 3
 
 
-def test_averaged_weights_are_lent_and_given_back():
+def test_weights_are_replaced_and_given_back():
     network = Identity()
     parameters = ParameterTuple(network.trainable_params())
     ema = Ema(parameters, 0.5, False)
@@ -103,12 +103,12 @@ def test_averaged_weights_are_lent_and_given_back():
     step = EvalStep(network)
     data = Batches(np.array([[1.0, 0.0]], np.float32), np.zeros(1, np.int32), 1)
     raw = evaluate(step, data).loss
-    with averaged_weights(ema):
+    with weights_replaced(parameters, ema.averages):
         averaged = evaluate(step, data).loss
     assert raw == pytest.approx(np.log1p(np.exp(-1.0)), rel=1e-5)
     assert averaged == pytest.approx(np.log1p(np.exp(-7.25)), abs=5e-6)
     assert evaluate(step, data).loss == raw
-    with pytest.raises(RuntimeError), averaged_weights(ema):
+    with pytest.raises(RuntimeError), weights_replaced(parameters, ema.averages):
         raise RuntimeError
     assert float(network.weight.asnumpy()) == 1.0
     assert len(step.compile_cache) == 1, "raw and averaged weights share one compiled network"

@@ -61,9 +61,7 @@ def measure_stages(config: Config, layout: DataLayout, count: int) -> dict[str, 
     """Images per second of each stage alone in one thread, on `count` images (repeated if there are fewer)."""
     source = layout.train
     assert source is not None
-    pipeline = TrainPipeline(
-        config.augment, config.data, config.model.image_hw, config.model.num_classes, config.run.seed
-    )
+    pipeline = TrainPipeline(config.augment, config.data, config.model, config.run.seed)
     batch = config.data.batch_size
     count = -(-count // batch) * batch
     files = readable_files(source, count)

@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from focal.config.schema import Config
+from focal.data.transforms.drop_path import draw_drop_path
 from focal.distributed.device import setup_device
 from focal.distributed.memory import compile_ahead
 from focal.export.mindir import SUFFIXES, export_network, open_exported
@@ -78,12 +79,10 @@ def training_step(config: Config) -> timing.Subject:
     images = Tensor(random_images(config))
     classes = config.model.num_classes
     targets = Tensor(np.full((config.data.batch_size, classes), 1 / classes, np.float32))
-
-    def run_step() -> np.ndarray:
-        loss = step(images, targets)
-        return [output.asnumpy() for output in loss][0]
-
-    return timing.Subject(lambda: compile_ahead(step, images, targets), run_step)
+    rates = config.model.drop_path_rates
+    drop_path = Tensor(draw_drop_path(rates, config.data.batch_size, np.random.default_rng(0)))
+    batch = (images, targets, drop_path)
+    return timing.Subject(lambda: compile_ahead(step, *batch), lambda: step(*batch).asnumpy())
 
 
 def exported_step(config: Config) -> timing.Subject:

@@ -114,31 +114,30 @@ def _absolute(config: Any) -> Any:
 def _compile(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """In the child: build and compile each, and say where its text is."""
     import mindspore as ms
-    import numpy as np
 
     from focal.config import load_config
+    from focal.data import blank_batch
     from focal.distributed.device import setup_device
 
     told = []
     for request in requests:
-        batch = request["batch_size"]
+        batch_size = request["batch_size"]
         overrides = {**request["overrides"], "device_target": "CPU", "device_num": 1}
-        if batch:
-            overrides["batch_size"] = batch
+        if batch_size:
+            overrides["batch_size"] = batch_size
         config = load_config(request["config"], overrides)
         setup_device(config.run)
-        images = np.zeros((config.data.batch_size, config.model.in_channels, *config.model.image_hw), np.float32)
-        inputs, sizes = [ms.Tensor(images)], []
+        batch = [ms.Tensor(array) for array in blank_batch(config)]
+        inputs, sizes = batch[:1], []
         if request["mode"] == "train":
-            cell = _training_step(config)
-            inputs.append(ms.Tensor(np.zeros((config.data.batch_size, config.model.num_classes), np.float32)))
+            cell, inputs = _training_step(config), batch
             sizes = [4 * parameter.size for parameter in cell.optimizer.parameters_to_train]
         else:
             cell = _inference(config, request["mode"])
         if request["for_ascend"]:
             take_ascend_forms(cell)
         path = compile_cell(cell, *inputs)
-        told.append({"path": str(path), "arch": config.model.arch, "batch": len(images), "sizes": sizes})
+        told.append({"path": str(path), "arch": config.model.arch, "batch": config.data.batch_size, "sizes": sizes})
     return told
 
 

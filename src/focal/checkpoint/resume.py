@@ -13,6 +13,7 @@ from mindspore import Parameter, Tensor
 from focal.checkpoint.files import Checkpoint
 from focal.checkpoint.weights import refresh_tables
 from focal.config import Config, ConfigError, load_config, to_flat_dict
+from focal.config.schema import may_change_on_resume
 from focal.distributed.device import Device, all_reduce_sum, broadcast_parameters
 from focal.trainers.train_one_step import TrainOneStep
 
@@ -21,15 +22,6 @@ logger = logging.getLogger("focal")
 _SCHEDULE_TABLE = "schedule.learning_rates"  # follows from the configuration, not saved
 _POSITION = "schedule.position"
 _RANDOM_COUNTER = "random_counter"
-
-# Settings that may change between stop and resume without changing what is computed. device_num has rules of its own.
-FREE_KEYS = frozenset(
-    ("data_url", "train_url", "set", "num_parallel_workers", "eval_batch_size", "skip_unreadable", "crop_ratio")
-    + ("device_target", "device_num", "device_id", "node_num", "node_rank", "master_addr", "master_port", "graph_mode")
-    + ("dataset_sink_mode", "recompute", "pretrained", "use_ema", "resume", "allow_config_change", "run_openi")
-    + ("eval_every", "save_every", "save_steps", "keep_checkpoint_max", "keep_best_max", "log_steps", "max_steps")
-    + ("max_nonfinite_steps", "worker_processes", "json", "file_format", "file_name", "cache_dir", "step_timeout")
-)
 
 
 @dataclasses.dataclass
@@ -95,16 +87,20 @@ def make_meta(config: Config, progress: Progress, world_size: int, steps_per_epo
 
 
 def changed_settings(saved: dict[str, Any], config: Config) -> list[str]:
-    """`key: old -> new` of every setting that matters and differs from the one in a checkpoint.
+    """`key: old -> new` for every setting that affects the training and differs from the one in a checkpoint.
 
-    A key that the checkpoint does not know is younger than it: it was trained with what is the default now.
+    Keys that are missing from older checkpoints are compared with today's defaults.
+
+    Args:
+        saved: the flat settings of the checkpoint.
+        config: settings of the present job.
     """
     current = to_flat_dict(config)
     earlier = {**to_flat_dict(load_config({})), **saved}
     differences = []
     for name in (*current, *sorted(set(saved) - set(current))):
         old, new = repr(earlier[name]), repr(current[name]) if name in current else "(no such setting)"
-        if name not in FREE_KEYS and old != new:
+        if old != new and not may_change_on_resume(name):
             differences.append(f"{name}: {old} -> {new}")
     return differences
 
@@ -165,7 +161,8 @@ def restore(
 def _restore_tensors(checkpoint: Checkpoint, train_step: TrainOneStep, world_size: int, strict: bool) -> None:
     parameters = {parameter.name: parameter for parameter in _state_parameters(train_step)}
     missing = sorted(parameters.keys() - checkpoint.tensors.keys())
-    unexpected = sorted(checkpoint.tensors.keys() - parameters.keys())
+    # Checkpoints of earlier versions hold the counter of random masks even where nothing uses it.
+    unexpected = sorted(checkpoint.tensors.keys() - parameters.keys() - {_RANDOM_COUNTER})
     misshaped = [name for name in parameters.keys() & checkpoint.tensors.keys()
                  if parameters[name].shape != checkpoint.tensors[name].shape]  # fmt: skip
     problems = []

@@ -1,6 +1,7 @@
 """Configuration: `load_config(path_or_dict, overrides) -> Config`."""
 
-from focal.config.loading import config_from_command_line, for_one_process, load_config, save_config, to_flat_dict
+from focal.config.command_line import config_from_command_line
+from focal.config.loading import for_one_process, load_config, save_config, to_flat_dict
 from focal.config.schema import Config, ConfigError
 
 __all__ = [

@@ -1,10 +1,11 @@
-"""What an arch name implies: the published models (after configs/ of microsoft/Focal-Transformer)."""
+"""The published models and the settings that their names imply (from configs/ of microsoft/Focal-Transformer)."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from typing import Any, Optional
+from collections.abc import Mapping
+from typing import Any
 
 from focal.config.schema import ConfigError
 
@@ -23,7 +24,7 @@ _SHARED: dict[str, Any] = {
     "focal_windows": (7, 5, 3, 1),
     "expand_sizes": (3, 3, 3, 3),
 }
-# Top-1 on ImageNet-1K at 224 x 224 in per cent: Focal Transformer paper, table 2, and the authors' README.
+# ImageNet-1K top-1 accuracy at 224 x 224 in per cent: Focal Transformer paper, table 2, and the authors' README.
 PAPER_TOP1: dict[str, float] = {
     "focal_tiny_patch4_window7_224": 82.2,
     "focal_tiny_useconv_patch4_window7_224": 82.7,
@@ -35,7 +36,6 @@ PAPER_TOP1: dict[str, float] = {
     "focalv2_small_useconv_patch4_window7_224": 83.6,
     "focalv2_base_useconv_patch4_window7_224": 84.0,
 }
-_VERSION = re.compile(r"focal(v2)?_")
 
 
 def published_archs() -> list[str]:
@@ -43,23 +43,23 @@ def published_archs() -> list[str]:
     return list(PAPER_TOP1)
 
 
-def arch_defaults(arch: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Model keys that `arch` implies, for those the user did not give.
+def arch_defaults(arch: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Model settings that the name `arch` implies.
 
     A published name implies the whole network. Any other name implies at most `focal_version` and `use_conv_embed`,
-    and needs `embed_dim`, `depths` and `num_heads` beside it.
+    and requires `embed_dim`, `depths` and `num_heads` to be given.
 
     Args:
-        arch: model name.
-        given: keys of YAML and flags together.
+        arch: name of the model.
+        given: the keys that YAML and flags give, which take precedence over what this returns.
 
     Raises:
-        ConfigError: neither published nor described, or no way to tell the version.
+        ConfigError: the name is not published and `given` does not describe the network or its version.
     """
     implied: dict[str, Any] = {}
-    match = _VERSION.match(arch)
-    if match:
-        implied = {"focal_version": 2 if match.group(1) else 1, "use_conv_embed": "_useconv" in arch}
+    prefix = re.match(r"focal(v2)?_", arch)
+    if prefix:
+        implied = {"focal_version": 2 if prefix.group(1) else 1, "use_conv_embed": "_useconv" in arch}
     if arch in PAPER_TOP1:
         implied.update(_SHARED, **_SIZES[arch.split("_")[1]])
         if implied["focal_version"] == 2:
@@ -68,17 +68,14 @@ def arch_defaults(arch: str, given: dict[str, Any]) -> dict[str, Any]:
     missing = [name for name in ("embed_dim", "depths", "num_heads") if name not in given]
     if missing:
         raise ConfigError(
-            f"arch: {arch!r} is not a published model{_nearest(arch)}; a network of your own also needs "
+            f"arch: {arch!r} is not a published model{_nearest(arch)}; to define your own network, also set "
             f"{', '.join(missing)}"
         )
-    if "focal_version" not in given and not match:
-        raise ConfigError(f"focal_version: arch {arch!r} does not start with focal_ or focalv2_, so set it to 1 or 2")
+    if not prefix and "focal_version" not in given:
+        raise ConfigError(
+            f"focal_version: arch {arch!r} starts with neither focal_ nor focalv2_, so set focal_version to 1 or 2"
+        )
     return implied
-
-
-def paper_top1(arch: str) -> Optional[float]:
-    """Top-1 accuracy in per cent that the paper gives for `arch`, or None."""
-    return PAPER_TOP1.get(arch)
 
 
 def _nearest(arch: str) -> str:

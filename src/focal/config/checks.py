@@ -1,4 +1,4 @@
-"""Combinations of settings that cannot work, refused before any device is touched."""
+"""Refuse combinations of settings that cannot work, before any device is used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _RAND_AUGMENT = re.compile(r"rand(-((m|mstd|p)\d+(\.\d+)?|n\d+|inc[01]|w0))*")
 
 
 def check_combinations(config: Config) -> None:
-    """Raise `ConfigError` for the first impossible combination found."""
+    """Raise `ConfigError` for the first combination of settings that cannot work."""
     _check_model(config)
     _check_augment(config)
     _check_schedule(config)
@@ -21,20 +21,22 @@ def _check_model(config: Config) -> None:
     model = config.model
     stages = len(model.depths)
     if not stages:
-        raise ConfigError("depths: [] has no stages; give the blocks of each, e.g. [2, 2, 6, 2]")
+        raise ConfigError("depths: [] defines no stages; give the number of blocks of each, e.g. [2, 2, 6, 2]")
     for name in ("num_heads", "focal_levels", "focal_windows", "expand_sizes"):
         entries = getattr(model, name)
         if len(entries) != stages:
-            raise ConfigError(f"{name}: {list(entries)} has {len(entries)} entries, depths has {stages}")
+            raise ConfigError(f"{name}: {list(entries)} has {len(entries)} entries, but depths has {stages}")
     for stage, heads in enumerate(model.num_heads):
         dim = model.embed_dim * 2**stage
         if dim % heads:
-            raise ConfigError(f"num_heads: stage {stage} has {dim} channels, which {heads} heads do not divide")
+            raise ConfigError(f"num_heads: stage {stage} has {dim} channels, which is not a multiple of {heads} heads")
     if not isinstance(model.image_size, int) and len(model.image_size) != 2:
         raise ConfigError(f"image_size: {list(model.image_size)} must be one number or [height, width]")
     beyond = [stage for stage in model.focal_stages if stage >= stages]
     if beyond:
-        raise ConfigError(f"focal_stages: {beyond[0]} does not exist, depths has {stages} stages")
+        raise ConfigError(
+            f"focal_stages: stage {beyond[0]} does not exist; depths has {stages} stages, numbered from 0"
+        )
     if config.optim.freeze_stages > stages:
         raise ConfigError(f"freeze_stages: {config.optim.freeze_stages} is more than the {stages} stages of depths")
 
@@ -51,7 +53,8 @@ def _check_augment(config: Config) -> None:
             raise ConfigError(f"{name}: [{low}, {high}] must not decrease")
     if (augment.mix_up or augment.cutmix) and config.data.batch_size % 2:
         raise ConfigError(
-            f"batch_size: {config.data.batch_size} must be even with mix_up or cutmix; set both to 0 or add 1"
+            f"batch_size: {config.data.batch_size} must be even with mix_up or cutmix; change it, or set both of them "
+            "to 0"
         )
 
 
@@ -62,7 +65,7 @@ def _check_schedule(config: Config) -> None:
             f"epochs: {optim.epochs} is less than warmup_length {optim.warmup_length} + cool_length {optim.cool_length}"
         )
     if max(optim.beta) > 1 - 1e-7:
-        raise ConfigError(f"beta: {max(optim.beta)} is 1 in float32; 0.9999 averages over 10,000 updates already")
+        raise ConfigError(f"beta: {max(optim.beta)} rounds to 1 in float32; use at most 0.9999999")
     if optim.min_lr > optim.base_lr:
         raise ConfigError(f"min_lr: {optim.min_lr} is greater than base_lr {optim.base_lr}")
 
@@ -70,14 +73,16 @@ def _check_schedule(config: Config) -> None:
 def _check_run(config: Config) -> None:
     run = config.run
     if config.step.amp_level == "bf16" and run.device_target == "CPU":
-        raise ConfigError("amp_level: bf16 has no matrix product on CPU; use O0, or O1 to try float16")
+        raise ConfigError("amp_level: bf16 is not supported on CPU; use O0, or O1 to try float16")
     if run.dataset_sink_mode and run.device_target != "Ascend":
-        raise ConfigError(f"dataset_sink_mode: needs device_target Ascend, not {run.device_target}; set it to False")
+        raise ConfigError(
+            f"dataset_sink_mode: requires device_target Ascend, not {run.device_target}; set dataset_sink_mode to False"
+        )
     if run.node_rank >= run.node_num:
         raise ConfigError(f"node_rank: {run.node_rank} must be less than node_num {run.node_num}")
     if run.device_num % run.node_num:
         raise ConfigError(
-            f"device_num: {run.device_num} (of all servers together) is not a multiple of node_num {run.node_num}"
+            f"device_num: {run.device_num} (over all servers) must be a multiple of node_num {run.node_num}"
         )
     if run.node_num > 1 and run.master_port == 0:
-        raise ConfigError("master_port: several servers need one agreed port, e.g. 8118")
+        raise ConfigError("master_port: 0 works on a single server only; with several, choose a port, e.g. 8118")

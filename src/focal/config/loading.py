@@ -1,25 +1,22 @@
-"""YAML + flags -> Config, and back to YAML. Precedence: defaults, YAML, flags."""
+"""Build a `Config` from a YAML file or a mapping, and turn one back into YAML."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import functools
 import typing
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Optional, Sequence, Union
+from typing import Any, NamedTuple, Optional, Union
 
-import yaml
-
-from focal.config.architectures import PAPER_TOP1, arch_defaults
+from focal.config.architectures import arch_defaults
 from focal.config.checks import check_combinations
 from focal.config.schema import DEFAULT_ARCH, SECTIONS, Config, ConfigError
 from focal.config.values import coerce
+from focal.config.yaml_files import read_chain, write_yaml
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[3] / "configs"
-
-# What other codebases call our keys: for the error message only.
+# Names that other codebases use for our keys, to suggest the right one.
 _ALIASES = {
     "lr": "base_lr",
     "learning_rate": "base_lr",
@@ -37,196 +34,115 @@ _ALIASES = {
 }
 
 
+class Key(NamedTuple):
+    """A key's declaration and resolved type."""
+
+    field: dataclasses.Field[Any]
+    type: Any
+
+    def coerce(self, raw: Any) -> Any:
+        """Return `raw` as a legal value of this key, or raise `ConfigError`."""
+        return coerce(self.field, self.type, raw)
+
+
 @functools.cache
-def _fields() -> dict[str, tuple[str, dataclasses.Field, Any]]:
-    """Key -> (section, dataclass field, type)."""
-    table: dict[str, tuple[str, dataclasses.Field, Any]] = {}
-    for section, kind in SECTIONS.items():
-        hints = typing.get_type_hints(kind)
-        for field in dataclasses.fields(kind):
-            assert field.name not in table, f"key {field.name} stands in two sections"
-            table[field.name] = (section, field, hints[field.name])
+def all_keys() -> dict[str, Key]:
+    """Every key by name, in the order of the schema."""
+    table: dict[str, Key] = {}
+    for section in SECTIONS.values():
+        types = typing.get_type_hints(section)
+        for field in dataclasses.fields(section):
+            assert field.name not in table, f"two sections declare the key {field.name}"
+            table[field.name] = Key(field, types[field.name])
     return table
 
 
-def load_config(source: Union[str, Path, dict[str, Any]], overrides: Optional[dict[str, Any]] = None) -> Config:
-    """Read, check and complete a configuration.
+def load_config(source: Union[str, Path, Mapping[str, Any]], overrides: Optional[Mapping[str, Any]] = None) -> Config:
+    """Load, complete and check a configuration.
 
     Args:
         source: path of a YAML file, or a mapping of flat keys.
-        overrides: flat keys that win over `source` (flags).
+        overrides: flat keys that take precedence over `source`, such as flags.
 
     Returns:
-        A frozen `Config`: every key has its declared type and a legal value.
+        A frozen `Config` in which every key has its declared type and a legal value.
 
     Raises:
-        ConfigError: unreadable file, unknown key, wrong type or range, impossible combination.
+        ConfigError: a file cannot be read, a key is unknown, a value has the wrong type or is out of range, or a
+            combination of settings cannot work.
     """
-    given = dict(source) if isinstance(source, dict) else _read_yaml(Path(source))
+    given = dict(source) if isinstance(source, Mapping) else read_keys(Path(source))
     given.update(overrides or {})
-    for name in given:
-        if name not in _fields():
-            raise ConfigError(f"unknown key {name!r}{_suggestion(name)}")
-    arch = coerce(_fields()["arch"][1], str, given.get("arch", DEFAULT_ARCH))
-    values = {name: field.default for name, (_, field, _) in _fields().items()}
-    values.update(arch_defaults(arch, given))
-    for name, raw in given.items():
-        _, field, hint = _fields()[name]
-        values[name] = coerce(field, hint, raw)
+    _check_names(given)
+    keys = all_keys()
+    values = {name: key.field.default for name, key in keys.items()}
+    values.update(arch_defaults(keys["arch"].coerce(given.get("arch", DEFAULT_ARCH)), given))
+    values.update({name: keys[name].coerce(raw) for name, raw in given.items()})
     sections = {
-        section: kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
-        for section, kind in SECTIONS.items()
+        name: section(**{field.name: values[field.name] for field in dataclasses.fields(section)})
+        for name, section in SECTIONS.items()
     }
     config = Config(**sections)
     check_combinations(config)
     return config
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        near = difflib.get_close_matches(path.stem, [file.stem for file in CONFIG_FOLDER.glob("*.yaml")], n=1)
-        hint = f"; did you mean configs/{near[0]}.yaml?" if near else ""
-        raise ConfigError(f"config: cannot read {path} ({error.strerror}){hint}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"config: {path} is not a text file") from None
-    try:
-        loaded = yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        # PyYAML's constructors let through what int(), a date or a deep nesting raises.
-        raise ConfigError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"config: {path} must hold `key: value` lines, not a {type(loaded).__name__}")
-    return loaded
+def read_keys(path: Path) -> dict[str, Any]:
+    """The raw keys of a YAML file and of its bases; the file's own take precedence.
+
+    Raises:
+        ConfigError: see `read_chain`; also for an unknown key.
+    """
+    merged: dict[str, Any] = {}
+    for file, keys in read_chain(path):
+        _check_names(keys, f" in {file}")
+        merged.update(keys)
+    return merged
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where plain YAML silently takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.YAMLError(f"a key must be a word (line {key_node.start_mark.line + 1})")
-            name = self.construct_object(key_node, deep=True)
-            if name in seen:
-                raise yaml.YAMLError(f"key {name!r} is given twice (line {key_node.start_mark.line + 1})")
-            seen.add(name)
-        return super().construct_mapping(node, deep)
+def _check_names(names: Iterable[Any], where: str = "") -> None:
+    for name in names:
+        if name not in all_keys():
+            raise ConfigError(f"unknown key {name!r}{where}{suggestion(name)}")
 
 
-def _suggestion(name: Any) -> str:
+def suggestion(name: Any) -> str:
+    """End of an error message about the unknown key `name`: the nearest known key, or where to find all keys."""
     normal = str(name).replace("-", "_")
-    names = [_ALIASES[normal]] if normal in _ALIASES else []
-    by_lower = {known.lower(): known for known in _fields()}
-    names += [by_lower[match] for match in difflib.get_close_matches(normal.lower(), by_lower, n=1, cutoff=0.5)]
-    return f"; did you mean {names[0]!r}?" if names else "; python train.py --help lists the keys"
+    if normal in _ALIASES:
+        return f"; did you mean {_ALIASES[normal]}?"
+    by_lower = {known.lower(): known for known in all_keys()}
+    nearest = difflib.get_close_matches(normal.lower(), by_lower, n=1, cutoff=0.5)
+    return f"; did you mean {by_lower[nearest[0]]}?" if nearest else "; python train.py --help lists all keys"
 
 
 def to_flat_dict(config: Config) -> dict[str, Any]:
-    """The flat keys of `config`, in the order of the schema; `load_config` of it gives an equal `Config`."""
-    flat: dict[str, Any] = {}
-    for section in SECTIONS:
-        for name, value in dataclasses.asdict(getattr(config, section)).items():
-            flat[name] = list(value) if isinstance(value, tuple) else value
-    return flat
+    """The flat keys of `config`, in the order of the schema; `load_config` of them returns an equal `Config`."""
+    return {name: value for block in _blocks(config).values() for name, value in block.items()}
 
 
 def save_config(config: Config, path: Union[str, Path]) -> None:
-    """Write the resolved configuration as YAML, one commented block per section."""
-    lines = ["# Written by the job: every setting as it was resolved (defaults, YAML, flags).\n"]
-    flat = to_flat_dict(config)
-    for section, kind in SECTIONS.items():
-        names = [field.name for field in dataclasses.fields(kind)]
-        block = yaml.dump({name: flat[name] for name in names}, Dumper=_FlowListDumper, sort_keys=False, width=10**6)
-        lines.append(f"\n# {section}\n{block}")
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    """Write every key of the resolved configuration as YAML, one commented block per section."""
+    write_yaml(
+        Path(path), "Written by the job: every setting as resolved from defaults, YAML and flags.", _blocks(config)
+    )
 
 
-class _FlowListDumper(yaml.SafeDumper):
-    """SafeDumper that writes a list on one line: `depths: [2, 2, 6, 2]`."""
-
-
-_FlowListDumper.add_representer(
-    list, lambda dumper, entries: dumper.represent_sequence("tag:yaml.org,2002:seq", entries, flow_style=True)
-)
+def _blocks(config: Config) -> dict[str, dict[str, Any]]:
+    """Section -> key -> value, with lists instead of tuples, as YAML and JSON have them."""
+    return {
+        section: {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(getattr(config, section)).items()
+        }
+        for section in SECTIONS
+    }
 
 
 def for_one_process(config: Config) -> Config:
-    """`config` for a script that uses one process whatever job the file was written by: an OUT/config.yaml of eight
-    devices serves export.py and predict.py as well."""
+    """`config` with one device on one server.
+
+    Scripts that use a single process (export.py, predict.py) can thus take the config.yaml of a job on eight devices.
+    """
     run = dataclasses.replace(config.run, device_num=1, node_num=1, node_rank=0)
     return dataclasses.replace(config, run=run)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
-        raise ConfigError(message)
-
-
-def config_from_command_line(
-    argv: Sequence[str], description: str, defaults: Optional[dict[str, Any]] = None, tolerate_unknown: bool = False
-) -> tuple[Config, list[str]]:
-    """Config of a command line: `--config FILE` (or `--arch NAME`, for configs/NAME.yaml) and a flag per key.
-
-    Args:
-        argv: arguments without the program name; `--key value` or `--key=value`, hyphens as good as underscores.
-        description: first line of `--help`.
-        defaults: keys the script sets unless YAML or flags do.
-        tolerate_unknown: cloud platforms add flags of their own; they are then returned instead of refused. With
-            `--run_openi True` on the line this holds by itself.
-
-    Returns:
-        The config, and the unknown arguments that were tolerated.
-
-    Raises:
-        ConfigError: see `load_config`; also for an unknown flag.
-    """
-    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument(
-        "--config", "--config_file", dest="config", metavar="FILE", help="YAML file; default: configs/<arch>.yaml"
-    )
-    for name, (_, field, _) in _fields().items():
-        shown = field.default if field.default is not None else "none"
-        help_text = f"{field.metadata['help']} (default: {shown})".replace("%", "%%")
-        parser.add_argument(f"--{name}", metavar=name.upper(), help=help_text)
-    flags, unknown = parser.parse_known_args([_normalise(argument) for argument in argv])
-    given = vars(flags)
-    path = given.pop("config", None)
-    if unknown and not (tolerate_unknown or str(given.get("run_openi", "")).lower() == "true"):
-        first = unknown[0]
-        if not first.startswith("--"):
-            raise ConfigError(f"unexpected argument {first!r}; settings are given as --key value")
-        name = first[2:].split("=")[0]
-        raise ConfigError(f"unknown flag --{name}{_suggestion(name).replace(chr(39), '')}")
-    if path is None:
-        path = CONFIG_FOLDER / f"{given.get('arch', DEFAULT_ARCH)}.yaml"
-    yaml_keys = _read_yaml(Path(path))
-    _check_arch_flag(given, yaml_keys, str(path))
-    return load_config({**(defaults or {}), **yaml_keys}, given), unknown
-
-
-def _check_arch_flag(flags: dict[str, Any], yaml_keys: dict[str, Any], path: str) -> None:
-    """Refuse --arch with the YAML file of another network: its keys would win over what the name implies."""
-    arch = flags.get("arch")
-    if arch not in PAPER_TOP1 or yaml_keys.get("arch", arch) == arch:
-        return
-    for name, implied in arch_defaults(arch, {}).items():
-        if name in ("drop_path_rate", "image_size"):  # part of a recipe, which fits many networks
-            continue
-        _, field, hint = _fields()[name]
-        if name in yaml_keys and name not in flags and coerce(field, hint, yaml_keys[name]) != implied:
-            raise ConfigError(
-                f"arch: {arch} has {name} {implied}, but {path} sets {yaml_keys[name]}; leave out --config, or --arch"
-            )
-
-
-def _normalise(argument: str) -> str:
-    """`--batch-size=3` -> `--batch_size=3`."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value

@@ -1,7 +1,9 @@
-"""The sections of a configuration: one frozen dataclass each, every key with its type, default, range and meaning.
+"""Every configuration key with its type, default, range and meaning, in one frozen dataclass per section.
 
-YAML keys and flags are flat (`batch_size: 64`, `--batch_size 64`); each key belongs to exactly one section. Where the
-report of Focal-fast-S or the authors' constructor has a name for a key, that name is kept.
+YAML keys and flags are flat (`batch_size: 64`, `--batch_size 64`), and each key belongs to exactly one section. Keys
+keep the names that they have in the original report of Focal-fast-S or in the authors' constructors.
+
+"Step" means one optimizer update. With `accumulation_step: k` a step consumes k micro-batches on each device.
 """
 
 from __future__ import annotations
@@ -14,22 +16,39 @@ from focal.errors import UserError
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be used; the message names the field, its value and the way out."""
+    """A configuration that cannot be used; the message names the field, its value and how to fix it."""
 
 
-def key(default: Any, help: str, **limits: Any) -> Any:
-    """A dataclass field with its meaning and limits.
+def key(
+    default: Any,
+    help: str,
+    *,
+    choices: Optional[tuple[Any, ...]] = None,
+    low: Optional[float] = None,
+    high: Optional[float] = None,
+    above: Optional[float] = None,
+    below: Optional[float] = None,
+    length: Optional[int] = None,
+    may_change: bool = False,
+) -> Any:
+    """Declare one configuration key as a dataclass field.
 
     Args:
-        default: value when neither YAML nor flags name the key.
-        help: one line, shown by `--help`.
-        limits: `choices`; `low`/`high` inclusive bounds; `above`/`below` exclusive bounds; `length` of a list. Bounds
-            hold for every entry of a list.
+        default: value of the key if neither YAML nor flags give one.
+        help: what the key means, as shown by `--help`.
+        choices: the legal values, if there are only a few.
+        low: smallest legal value; like all bounds, it applies to every entry of a list.
+        high: largest legal value.
+        above: exclusive lower bound.
+        below: exclusive upper bound.
+        length: number of entries of a list.
+        may_change: a resumed training may use another value, because the key does not affect what is computed.
     """
-    return dataclasses.field(default=default, metadata={"help": help, **limits})
+    limits = {"choices": choices, "low": low, "high": high, "above": above, "below": below, "length": length}
+    metadata = {name: limit for name, limit in limits.items() if limit is not None}
+    return dataclasses.field(default=default, metadata={"help": help, "may_change": may_change, **metadata})
 
 
-ZERO_TO_ONE = {"low": 0.0, "high": 1.0}
 DEFAULT_ARCH = "focalv2_small_useconv_patch4_window7_224"
 
 
@@ -37,42 +56,70 @@ DEFAULT_ARCH = "focalv2_small_useconv_patch4_window7_224"
 class ModelConfig:
     """The network: the arguments of the authors' `FocalTransformer` constructors, versions 1 and 2."""
 
-    arch: str = key(DEFAULT_ARCH, "model name; focal_... is version 1, focalv2_... version 2; scripts/list_models.py")
+    arch: str = key(
+        DEFAULT_ARCH, "Model name: focal_... is version 1, focalv2_... version 2; see scripts/list_models.py."
+    )
     focal_version: int = key(
-        2, "1: windows, rolled neighbours, pooled windows; 2: top-K closest tokens", choices=(1, 2)
+        2,
+        "Attention of version 1 (the window, its surroundings and pooled windows) or 2 (the top-K closest tokens).",
+        choices=(1, 2),
     )
-    num_classes: int = key(1000, "outputs of the head; 0 gives the pooled features", low=0)
-    in_channels: int = key(3, "channels of the input image", low=1)
-    image_size: Union[int, tuple[int, ...]] = key(224, "input height and width in pixels, or [height, width]", low=1)
-    patch_size: int = key(4, "patch size, and stride, of a stem without convolutional embedding", low=1)
-    embed_dim: int = key(96, "channels of stage 0; doubles with each stage", low=1)
-    depths: tuple[int, ...] = key((2, 2, 6, 2), "blocks per stage", low=1)
-    num_heads: tuple[int, ...] = key((3, 6, 12, 24), "attention heads per stage", low=1)
-    window_size: int = key(7, "side of a window of queries, in tokens", low=1)
-    mlp_ratio: float = key(4.0, "hidden channels of the MLP over its channels", above=0.0)
-    qkv_bias: bool = key(True, "learnable bias of query, key and value")
-    qk_scale: Optional[float] = key(None, "factor on the queries; none: head_dim ** -0.5")
-    drop_rate: float = key(0.0, "dropout of embeddings, projections and MLPs", low=0.0, below=1.0)
-    attn_drop_rate: float = key(0.0, "dropout of attention weights", low=0.0, below=1.0)
-    drop_path_rate: float = key(0.1, "stochastic depth of the last block; rises linearly from 0", low=0.0, below=1.0)
-    ape: bool = key(False, "learnable absolute position embedding")
-    patch_norm: bool = key(True, "LayerNorm after the stem")
-    use_shift: bool = key(False, "shift the windows of every second block, as Swin does")
-    focal_stages: tuple[int, ...] = key((0, 1, 2, 3), "stages with pooled focal levels", low=0)
-    focal_levels: tuple[int, ...] = key((1, 1, 1, 1), "focal levels per stage, the finest included", low=0)
-    focal_windows: tuple[int, ...] = key((7, 5, 3, 1), "version 1: focal window per stage, in pooled windows", low=1)
-    focal_topK: int = key(64, "version 2: closest tokens per focal level", low=1)
-    focal_pool: str = key("fc", "pooling of windows", choices=("fc", "conv", "mean", "max", "none"))
-    expand_sizes: tuple[int, ...] = key((3, 3, 3, 3), "version 1: surrounding tokens per stage", low=0)
+    num_classes: int = key(1000, "Number of classes; 0 removes the head and returns the pooled features.", low=0)
+    in_channels: int = key(3, "Number of channels of the input image.", low=1)
+    image_size: Union[int, tuple[int, ...]] = key(
+        224, "Height and width of the input in pixels, or [height, width].", low=1
+    )
+    patch_size: int = key(4, "Patch size and stride of the stem; ignored with use_conv_embed.", low=1)
+    embed_dim: int = key(96, "Channels of the first stage; they double with each stage.", low=1)
+    depths: tuple[int, ...] = key((2, 2, 6, 2), "Number of blocks of each stage.", low=1)
+    num_heads: tuple[int, ...] = key((3, 6, 12, 24), "Number of attention heads of each stage.", low=1)
+    window_size: int = key(7, "Side length of a query window in tokens.", low=1)
+    mlp_ratio: float = key(4.0, "Hidden channels of each MLP, as a multiple of its input channels.", above=0.0)
+    qkv_bias: bool = key(True, "Add a learnable bias to queries, keys and values.")
+    qk_scale: Optional[float] = key(None, "Scale of the queries; none means head_dim ** -0.5.")
+    drop_rate: float = key(0.0, "Dropout rate of embeddings, projections and MLPs.", low=0.0, below=1.0)
+    attn_drop_rate: float = key(0.0, "Dropout rate of the attention weights.", low=0.0, below=1.0)
+    drop_path_rate: float = key(
+        0.1, "Stochastic depth rate of the last block; the rate rises linearly from 0.", low=0.0, below=1.0
+    )
+    ape: bool = key(False, "Add a learnable absolute position embedding.")
+    patch_norm: bool = key(True, "Apply LayerNorm after the stem.")
+    use_shift: bool = key(False, "Shift the windows of every second block, as Swin does.")
+    focal_stages: tuple[int, ...] = key((0, 1, 2, 3), "Indices of the stages that use pooled focal levels.", low=0)
+    focal_levels: tuple[int, ...] = key(
+        (1, 1, 1, 1), "Number of focal levels of each stage, including the finest.", low=0
+    )
+    focal_windows: tuple[int, ...] = key(
+        (7, 5, 3, 1), "Version 1: side length of each stage's focal window, in pooled windows.", low=1
+    )
+    focal_topK: int = key(64, "Version 2: number of closest tokens attended to at each focal level.", low=1)
+    focal_pool: str = key("fc", "How a window is pooled into one token.", choices=("fc", "conv", "mean", "max", "none"))
+    expand_sizes: tuple[int, ...] = key(
+        (3, 3, 3, 3), "Version 1: number of surrounding tokens on each side of a window, per stage.", low=0
+    )
     expand_layer: str = key(
-        "all", "even, odd: blocks that do NOT see surroundings; all: none", choices=("all", "even", "odd")
+        "all",
+        "Version 1: even or odd names the blocks that do NOT attend to the surroundings; all excludes none.",
+        choices=("all", "even", "odd"),
     )
-    use_conv_embed: bool = key(False, "overlapping convolutions as stem (7x7/4) and downsampling (3x3/2)")
-    use_layerscale: bool = key(False, "learnable scale per channel on both branches of a block")
-    layerscale_value: float = key(1e-4, "initial value of that scale", above=0.0)
-    use_pre_norm: bool = key(False, "GroupNorm(1) before each downsampling")
-    pad_windows: bool = key(False, "version 2, use_shift: pad maps that windows do not tile instead of refusing them")
-    recompute: bool = key(False, "recompute blocks in the backward pass: less memory, more time")
+    use_conv_embed: bool = key(
+        False, "Use overlapping convolutions for the stem (7x7, stride 4) and downsampling (3x3, stride 2)."
+    )
+    use_layerscale: bool = key(False, "Scale both branches of each block by a learnable factor per channel.")
+    layerscale_value: float = key(1e-4, "Initial value of the LayerScale factors.", above=0.0)
+    use_pre_norm: bool = key(False, "Apply GroupNorm with one group before each downsampling.")
+    pad_windows: bool = key(
+        False, "Version 2 or use_shift: pad feature maps that windows do not tile, instead of refusing them."
+    )
+    recompute: bool = key(
+        False, "Recompute each block in the backward pass, which saves memory and costs time.", may_change=True
+    )
+
+    @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """Rate of drop path of each block, from the first to the last: linear from 0 to `drop_path_rate`."""
+        blocks = sum(self.depths)
+        return tuple(self.drop_path_rate * index / max(blocks - 1, 1) for index in range(blocks))
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -84,122 +131,209 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where images come from and how they are read and batched."""
+    """Where the images are, and how they are read and batched."""
 
-    data_url: str = key("./data/imagenet", "folder with train/ and val/ (or imagenet/train, imagenet/val)")
-    set: str = key("ImageNet", "kind of data: ImageNet means a folder per class, or MindRecord", choices=("ImageNet",))
-    batch_size: int = key(64, "images per device and step", low=1)
-    eval_batch_size: Optional[int] = key(None, "images per device in evaluation; none: batch_size", low=1)
-    num_parallel_workers: int = key(8, "workers that read and augment images, per device", low=1)
-    worker_processes: bool = key(False, "each such worker is a process instead of a thread; the batches are the same")
-    crop_ratio: float = key(0.875, "evaluation: centre crop over the resized shorter side", above=0.0, high=1.0)
-    image_mean: tuple[float, ...] = key((0.485, 0.456, 0.406), "mean per channel, of pixels in 0..1", length=3)
-    image_std: tuple[float, ...] = key((0.229, 0.224, 0.225), "deviation per channel", length=3, above=0.0)
-    skip_unreadable: bool = key(False, "evaluation leaves out unreadable images instead of failing")
+    data_url: str = key(
+        "./data/imagenet", "Folder that contains train/ and val/ (or imagenet/train, imagenet/val).", may_change=True
+    )
+    set: str = key(
+        "ImageNet",
+        "Kind of dataset; ImageNet means one folder per class, or MindRecord files.",
+        choices=("ImageNet",),
+        may_change=True,
+    )
+    batch_size: int = key(64, "Images per device and micro-batch.", low=1)
+    eval_batch_size: Optional[int] = key(
+        None, "Images per device and batch in evaluation; none means batch_size.", low=1, may_change=True
+    )
+    num_parallel_workers: int = key(8, "Workers per device that read and augment images.", low=1, may_change=True)
+    worker_processes: bool = key(
+        False, "Run these workers as processes instead of threads; the batches are the same.", may_change=True
+    )
+    crop_ratio: float = key(
+        0.875,
+        "Evaluation: side of the centre crop as a fraction of the resized shorter side.",
+        above=0.0,
+        high=1.0,
+        may_change=True,
+    )
+    image_mean: tuple[float, ...] = key(
+        (0.485, 0.456, 0.406), "Mean of each channel, for pixel values in [0, 1].", length=3
+    )
+    image_std: tuple[float, ...] = key(
+        (0.229, 0.224, 0.225), "Standard deviation of each channel, for pixel values in [0, 1].", length=3, above=0.0
+    )
+    skip_unreadable: bool = key(
+        False, "Evaluation: skip images that cannot be read instead of failing.", may_change=True
+    )
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Training augmentation; each key means what it means in timm."""
+    """Training augmentation; every key means what it means in timm."""
 
-    interpolation: str = key("bicubic", "of crops and resizes", choices=("bicubic", "bilinear", "random"))
-    crop_scale: tuple[float, ...] = key((0.08, 1.0), "area range of the random crop", length=2, above=0.0, high=1.0)
-    crop_aspect: tuple[float, ...] = key((3 / 4, 4 / 3), "width/height range of the random crop", length=2, above=0.0)
-    hflip: float = key(0.5, "probability of a horizontal flip", **ZERO_TO_ONE)
-    auto_augment: str = key("rand-m9-mstd0.5-inc1", "RandAugment in timm's grammar, or none")
-    color_jitter: float = key(0.4, "brightness, contrast, saturation jitter where auto_augment is none", low=0.0)
-    re_prob: float = key(0.25, "probability of random erasing", **ZERO_TO_ONE)
-    re_mode: str = key("pixel", "erase with zeros, one random colour, or noise", choices=("const", "rand", "pixel"))
-    re_count: int = key(1, "most areas erased per image", low=1)
-    mix_up: float = key(0.8, "Mixup alpha; 0: off", low=0.0)
-    cutmix: float = key(1.0, "CutMix alpha; 0: off", low=0.0)
-    mixup_prob: float = key(1.0, "probability that a batch (pair, image) is mixed", **ZERO_TO_ONE)
-    switch_prob: float = key(0.5, "probability of CutMix where both are on", **ZERO_TO_ONE)
-    mixup_mode: str = key("batch", "one draw per batch, pair or image", choices=("batch", "pair", "elem"))
-    label_smoothing: float = key(0.1, "share of the target spread over all classes", low=0.0, below=1.0)
+    interpolation: str = key(
+        "bicubic", "Interpolation of crops and resizes.", choices=("bicubic", "bilinear", "random")
+    )
+    crop_scale: tuple[float, ...] = key(
+        (0.08, 1.0), "Range of the random crop's area, as a fraction of the image.", length=2, above=0.0, high=1.0
+    )
+    crop_aspect: tuple[float, ...] = key(
+        (3 / 4, 4 / 3), "Range of the random crop's aspect ratio, width / height.", length=2, above=0.0
+    )
+    hflip: float = key(0.5, "Probability of a horizontal flip.", low=0.0, high=1.0)
+    auto_augment: str = key("rand-m9-mstd0.5-inc1", "RandAugment policy in timm's notation, or none.")
+    color_jitter: float = key(
+        0.4, "Strength of brightness, contrast and saturation jitter; used if auto_augment is none.", low=0.0
+    )
+    re_prob: float = key(0.25, "Probability of random erasing.", low=0.0, high=1.0)
+    re_mode: str = key(
+        "pixel",
+        "Fill of erased areas: zeros (const), one random colour (rand) or noise (pixel).",
+        choices=("const", "rand", "pixel"),
+    )
+    re_count: int = key(1, "Maximum number of erased areas per image.", low=1)
+    mix_up: float = key(0.8, "Mixup alpha; 0 disables Mixup.", low=0.0)
+    cutmix: float = key(1.0, "CutMix alpha; 0 disables CutMix.", low=0.0)
+    mixup_prob: float = key(1.0, "Probability of mixing a batch, pair or image (see mixup_mode).", low=0.0, high=1.0)
+    switch_prob: float = key(0.5, "Probability of CutMix rather than Mixup when both are enabled.", low=0.0, high=1.0)
+    mixup_mode: str = key(
+        "batch", "Draw mixing parameters once per batch, pair or image (elem).", choices=("batch", "pair", "elem")
+    )
+    label_smoothing: float = key(
+        0.1, "Fraction of the target that is spread evenly over all classes.", low=0.0, below=1.0
+    )
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimizer and learning-rate schedule. Rates are for a total batch of 512 and scaled linearly from there."""
+    """Optimizer and learning-rate schedule. Rates are given for a total batch of 512 and scaled linearly."""
 
-    optimizer: str = key("adamw", "adamw is bias-corrected; adam_weight_decay is not (the report's)",
-                         choices=("adamw", "adam_weight_decay", "momentum", "lamb"))  # fmt: skip
-    lr_scheduler: str = key("cosine_lr", "shape of the schedule",
-                            choices=("cosine_lr", "constant_lr", "multistep_lr", "exp_lr", "polynomial"))  # fmt: skip
-    base_lr: float = key(5e-4, "peak learning rate", above=0.0)
-    min_lr: float = key(5e-6, "floor of the learning rate", low=0.0)
-    warmup_length: int = key(0, "epochs of linear warm-up", low=0)
-    warmup_lr: float = key(1e-5, "learning rate at the first step of warm-up (min_lr is a floor for it too)", low=0.0)
-    cool_length: int = key(0, "last epochs, at cool_lr", low=0)
-    cool_lr: float = key(5e-6, "learning rate of the last epochs (min_lr is a floor for it too)", low=0.0)
-    lr_adjust: float = key(30.0, "multistep_lr: epochs between drops", above=0.0)
-    lr_gamma: float = key(0.97, "multistep_lr, exp_lr: factor per drop or epoch", above=0.0, high=1.0)
-    lr_power: float = key(1.0, "polynomial: exponent of the decay", above=0.0)
-    epochs: int = key(300, "epochs, warm-up and cool-down included", low=1, high=1_000_000)
-    beta: tuple[float, ...] = key((0.9, 0.999), "Adam's decay rates of both moments", length=2, low=0.0, below=1.0)
-    eps: float = key(1e-8, "Adam's epsilon", above=0.0)
-    momentum: float = key(0.9, "of the momentum optimizer", low=0.0, below=1.0)
-    weight_decay: float = key(0.05, "decoupled weight decay; none on biases, norms, absolute_pos_embed", low=0.0)
-    layer_decay: float = key(1.0, "learning rate factor per layer below the head (fine-tuning)", above=0.0, high=1.0)
-    freeze_stages: int = key(0, "fine-tuning: stages frozen from the input on, the stem with the first", low=0)
+    optimizer: str = key(
+        "adamw",
+        "Optimizer; adam_weight_decay is the report's, which lacks adamw's bias correction.",
+        choices=("adamw", "adam_weight_decay", "momentum", "lamb"),
+    )
+    lr_scheduler: str = key(
+        "cosine_lr",
+        "Shape of the learning-rate schedule between warm-up and cool-down.",
+        choices=("cosine_lr", "constant_lr", "multistep_lr", "exp_lr", "polynomial"),
+    )
+    base_lr: float = key(5e-4, "Peak learning rate.", above=0.0)
+    min_lr: float = key(5e-6, "Lower bound of the learning rate throughout the training.", low=0.0)
+    warmup_length: int = key(0, "Epochs of linear warm-up.", low=0)
+    warmup_lr: float = key(1e-5, "Learning rate at the start of the warm-up, but at least min_lr.", low=0.0)
+    cool_length: int = key(0, "Epochs of cool-down at the end, with constant rate cool_lr.", low=0)
+    cool_lr: float = key(5e-6, "Learning rate of the cool-down, but at least min_lr.", low=0.0)
+    lr_adjust: float = key(30.0, "multistep_lr: epochs between drops.", above=0.0)
+    lr_gamma: float = key(0.97, "Factor of each drop (multistep_lr) or of each epoch (exp_lr).", above=0.0, high=1.0)
+    lr_power: float = key(1.0, "polynomial: exponent of the decay.", above=0.0)
+    epochs: int = key(300, "Number of epochs, including warm-up and cool-down.", low=1, high=1_000_000)
+    beta: tuple[float, ...] = key(
+        (0.9, 0.999), "Decay rates of Adam's first and second moments.", length=2, low=0.0, below=1.0
+    )
+    eps: float = key(1e-8, "Adam's epsilon.", above=0.0)
+    momentum: float = key(0.9, "Momentum of the momentum optimizer.", low=0.0, below=1.0)
+    weight_decay: float = key(0.05, "Decoupled weight decay; biases, norms and absolute_pos_embed are exempt.", low=0.0)
+    layer_decay: float = key(
+        1.0, "Fine-tuning: factor on the learning rate for each layer below the head.", above=0.0, high=1.0
+    )
+    freeze_stages: int = key(
+        0, "Fine-tuning: number of stages to freeze, counted from the input; the first includes the stem.", low=0
+    )
 
 
 @dataclass(frozen=True)
 class StepConfig:
-    """What one training step does besides forward, backward and update."""
+    """Precision, loss scale, clipping, accumulation and EMA of a training step."""
 
-    amp_level: str = key("O0", "O0 float32; O1..O3 float16; bf16; see README", choices=("O0", "O1", "O2", "O3", "bf16"))
-    keep_bn_fp32: bool = key(True, "O3: normalisation layers in float32 all the same")
-    loss_scale: float = key(1024.0, "initial (or fixed) factor on the loss", low=1.0, high=2.0**32)
-    is_dynamic_loss_scale: bool = key(True, "halve the scale on overflow, double it after scale_window good steps")
-    scale_window: int = key(2000, "good steps before the dynamic scale doubles", low=1)
-    use_global_norm: bool = key(True, "clip gradients by their global norm")
-    clip_global_norm_value: float = key(5.0, "largest global L2 norm of the gradients", above=0.0)
-    accumulation_step: int = key(1, "batches whose mean gradient makes one update", low=1)
-    enable_ema: bool = key(True, "keep an exponential moving average of the weights")
-    ema_decay: float = key(0.99992, "decay of that average per update", low=0.0, below=1.0)
-    ema_warmup: bool = key(False, "decay is min(ema_decay, (1 + step) / (10 + step))")
-    max_nonfinite_steps: int = key(100, "non-finite steps in a row that stop training", low=1)
+    amp_level: str = key(
+        "O0",
+        "Precision: O0 is float32, O1 to O3 use float16, bf16 uses bfloat16; see docs/training.md.",
+        choices=("O0", "O1", "O2", "O3", "bf16"),
+    )
+    keep_bn_fp32: bool = key(True, "Keep normalisation layers in float32 even at O3.")
+    loss_scale: float = key(
+        1024.0, "Loss scale: its initial value if dynamic, else its fixed value.", low=1.0, high=2.0**32
+    )
+    is_dynamic_loss_scale: bool = key(
+        True, "Halve the loss scale on overflow and double it after scale_window finite steps."
+    )
+    scale_window: int = key(2000, "Consecutive finite steps after which the dynamic loss scale doubles.", low=1)
+    use_global_norm: bool = key(True, "Clip gradients by their global norm.")
+    clip_global_norm_value: float = key(5.0, "Maximum global L2 norm of the gradients.", above=0.0)
+    accumulation_step: int = key(1, "Number of micro-batches whose mean gradient makes one step.", low=1)
+    enable_ema: bool = key(True, "Maintain an exponential moving average (EMA) of the weights.")
+    ema_decay: float = key(0.99992, "Decay of the EMA per step.", low=0.0, below=1.0)
+    ema_warmup: bool = key(False, "Limit the EMA's decay to (1 + step) / (10 + step) in early steps.")
+    max_nonfinite_steps: int = key(
+        100, "Stop the training after this many consecutive non-finite steps.", low=1, may_change=True
+    )
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The job: devices, files, logging, export."""
+    """The job: devices, files, logging and export."""
 
-    train_url: str = key("./output", "folder that takes results")
-    device_target: str = key("Ascend", "where to run", choices=("Ascend", "CPU", "GPU"))
-    device_num: int = key(1, "devices (processes) in data parallel", low=1)
-    device_id: int = key(0, "device of a single-device job", low=0)
-    node_num: int = key(1, "servers in the job", low=1)
-    node_rank: int = key(0, "number of this server", low=0)
-    master_addr: str = key("127.0.0.1", "address of server 0")
-    master_port: int = key(0, "port of the scheduler on server 0; 0: a free one (one server only)", low=0, high=65535)
-    graph_mode: int = key(0, "0: graph; 1: PyNative, for debugging", choices=(0, 1))
-    dataset_sink_mode: bool = key(False, "Ascend: feed the device from a queue")
-    seed: int = key(0, "of weights, data order, augmentation, drop path", low=0, high=2**31 - 1)
-    pretrained: Optional[str] = key(None, "checkpoint whose weights to load")
-    use_ema: bool = key(False, "eval.py, export.py: the averaged weights of the checkpoint")
-    resume: Optional[str] = key(None, "continue from a checkpoint; auto: the newest whole one in train_url")
-    allow_config_change: bool = key(False, "resume although a setting that matters has changed")
-    eval_every: int = key(1, "epochs between evaluations", low=1)
-    save_every: int = key(1, "epochs between checkpoints", low=1)
-    save_steps: int = key(0, "updates between checkpoints inside an epoch; 0: none", low=0)
-    keep_checkpoint_max: int = key(2, "newest checkpoints kept", low=1)
-    keep_best_max: int = key(1, "best checkpoints kept", low=1)
-    log_steps: int = key(50, "updates between progress lines inside an epoch", low=1)
-    max_steps: int = key(0, "stop after this many updates; 0: never (for trials)", low=0)
-    json: Optional[str] = key(None, "eval.py: also write the result to this JSON file")
-    file_format: str = key("MINDIR", "export.py: format", choices=("MINDIR", "AIR", "ONNX"))
-    file_name: Optional[str] = key(None, "export.py: output file; none: train_url/<arch>")
-    run_openi: bool = key(False, "cloud job on OpenI or ModelArts: copy data in and results out")
-    step_timeout: float = key(1800.0, "several devices: seconds without a step that end the job; 0: never", low=0.0)
-    cache_dir: str = key("/cache", "cloud job: local folder that takes data, results and checkpoints")
+    train_url: str = key("./output", "Output folder.", may_change=True)
+    device_target: str = key("Ascend", "Kind of device to run on.", choices=("Ascend", "CPU", "GPU"), may_change=True)
+    # With another device_num, checkpoint/resume.py resumes at the same fraction of the epoch.
+    device_num: int = key(
+        1, "Number of data-parallel devices (one process each), over all servers.", low=1, may_change=True
+    )
+    device_id: int = key(0, "Index of the device that a single-device job uses.", low=0, may_change=True)
+    node_num: int = key(1, "Number of servers.", low=1, may_change=True)
+    node_rank: int = key(0, "Index of this server.", low=0, may_change=True)
+    master_addr: str = key("127.0.0.1", "Address of server 0.", may_change=True)
+    master_port: int = key(
+        0,
+        "Port of the scheduler on server 0; 0 picks a free port (single server only).",
+        low=0,
+        high=65535,
+        may_change=True,
+    )
+    graph_mode: int = key(
+        0, "MindSpore's mode: 0 for graph mode, 1 for PyNative (debugging).", choices=(0, 1), may_change=True
+    )
+    dataset_sink_mode: bool = key(False, "Ascend: feed the device through a queue.", may_change=True)
+    seed: int = key(0, "Random seed for initialisation, data order, augmentation and drop path.", low=0, high=2**31 - 1)
+    pretrained: Optional[str] = key(None, "Checkpoint to load weights from.", may_change=True)
+    use_ema: bool = key(False, "Load the EMA weights of the checkpoint.", may_change=True)
+    resume: Optional[str] = key(
+        None, "Checkpoint to resume from; auto means the newest intact one in train_url.", may_change=True
+    )
+    allow_config_change: bool = key(
+        False, "Resume even if settings that affect the training have changed.", may_change=True
+    )
+    eval_every: int = key(1, "Epochs between evaluations.", low=1, may_change=True)
+    save_every: int = key(1, "Epochs between checkpoints.", low=1, may_change=True)
+    save_steps: int = key(
+        0, "Steps between additional checkpoints within an epoch; 0 disables them.", low=0, may_change=True
+    )
+    keep_checkpoint_max: int = key(2, "Number of most recent checkpoints to keep.", low=1, may_change=True)
+    keep_best_max: int = key(1, "Number of best checkpoints to keep.", low=1, may_change=True)
+    log_steps: int = key(50, "Steps between progress lines within an epoch.", low=1, may_change=True)
+    max_steps: int = key(0, "Stop after this many steps, for trial runs; 0 means no limit.", low=0, may_change=True)
+    json: Optional[str] = key(None, "eval.py: JSON file to write the results to as well.", may_change=True)
+    file_format: str = key(
+        "MINDIR", "export.py: format of the exported model.", choices=("MINDIR", "AIR", "ONNX"), may_change=True
+    )
+    file_name: Optional[str] = key(None, "export.py: output file; none means train_url/<arch>.", may_change=True)
+    run_openi: bool = key(
+        False, "Run as a cloud job on OpenI or ModelArts: copy the data in and the results out.", may_change=True
+    )
+    step_timeout: float = key(
+        1800.0,
+        "Several devices: end the job after this many seconds without a step; 0 disables the timeout.",
+        low=0.0,
+        may_change=True,
+    )
+    cache_dir: str = key("/cache", "Cloud job: local folder for data, results and checkpoints.", may_change=True)
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole, checked configuration. Pass a section on, not the whole."""
+    """A complete, checked configuration. Functions should take the section they need rather than all of it."""
 
     model: ModelConfig
     data: DataConfig
@@ -217,3 +351,9 @@ SECTIONS: dict[str, type] = {
     "step": StepConfig,
     "run": RunConfig,
 }
+
+
+def may_change_on_resume(name: str) -> bool:
+    """Whether a resumed training may use another value of the key `name`; False if there is no such key."""
+    fields = (field for section in SECTIONS.values() for field in dataclasses.fields(section))
+    return any(field.name == name and field.metadata["may_change"] for field in fields)

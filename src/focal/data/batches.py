@@ -7,6 +7,7 @@ from typing import Callable, Optional
 import numpy as np
 from PIL import Image
 
+from focal.config.schema import Config
 from focal.data.buffers import BatchBuffers
 from focal.data.decode import UnreadableImage, decode_rgb
 from focal.data.pipeline import EvalPipeline, TrainPipeline
@@ -15,6 +16,16 @@ from focal.data.sources import ImageSource
 from focal.errors import UserError
 
 _REPLACEMENTS = 20  # stand-ins tried for an unreadable image
+
+
+def blank_batch(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Zeros of the shapes and types of a training batch, to compile the step for: images, targets, drop path."""
+    batch, model = config.data.batch_size, config.model
+    return (
+        np.zeros((batch, model.in_channels, *model.image_hw), np.float32),
+        np.zeros((batch, model.num_classes), np.float32),
+        np.zeros((2 * sum(model.depths), batch), np.float32),
+    )
 
 
 class TrainBatches:
@@ -50,12 +61,12 @@ class TrainBatches:
         start = self._number(step) * self._batch
         return order[start : start + self._batch]
 
-    def load(self, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def load(self, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Make one batch.
 
         Returns:
-            images float32 (B, 3, H, W); targets float32 (B, num_classes); numbers of unreadable samples int64 (B,), -1
-            where there was nothing wrong.
+            images float32 (B, 3, H, W); targets float32 (B, num_classes); factors of drop path float32
+            (2 * blocks, B); numbers of unreadable samples int64 (B,), -1 where there was nothing wrong.
 
         Raises:
             UserError: no readable image could be found in place of an unreadable one.
@@ -73,7 +84,8 @@ class TrainBatches:
             pipeline.normalize(image, rng, images[place])
             labels[place] = self._source.labels[used]
         targets = pipeline.mix(images, labels, epoch, self._number(step))
-        return images, targets, unreadable
+        drop_path = pipeline.drop_path(self._batch, epoch, self._number(step))
+        return images, targets, drop_path, unreadable
 
     def _number(self, step: int) -> int:
         """This rank's batch among all batches of the epoch."""
@@ -120,14 +132,14 @@ class TrainWindow:
     def __getitem__(self, position: int) -> tuple[np.ndarray, ...]:
         epoch, step = divmod(self._first + int(position), self._batches.steps)
         if self._report is not None:
-            images, targets, unreadable = self._batches.load(epoch, step)
+            *batch, unreadable = self._batches.load(epoch, step)
             self._report(unreadable)
-            return images, targets
+            return tuple(batch)
         try:
             return (*self._batches.load(epoch, step), np.zeros(1, dtype=np.int64))
         except UserError:
             nothing = np.zeros(1, dtype=np.float32)
-            return nothing, nothing, self._batches.indices(epoch, step), np.ones(1, dtype=np.int64)
+            return nothing, nothing, nothing, self._batches.indices(epoch, step), np.ones(1, dtype=np.int64)
 
 
 class EvalBatches:

@@ -21,6 +21,7 @@ from focal.errors import UserError
 
 logger = logging.getLogger("focal")
 
+TRAIN_COLUMNS = ("image", "target", "drop_path")
 _NAMED_IN_LOG = 20  # unreadable training images named one by one; more are only counted
 
 
@@ -50,9 +51,7 @@ class TrainData:
         self._counted = 0
         self._source = layout.train
         self._data = config.data
-        pipeline = TrainPipeline(
-            config.augment, config.data, config.model.image_hw, config.model.num_classes, config.run.seed
-        )
+        pipeline = TrainPipeline(config.augment, config.data, config.model, config.run.seed)
         batch = config.data.batch_size
         self.batches = TrainBatches(layout.train, pipeline, config.run.seed, batch, rank, world_size)
         self.steps_per_epoch = self.batches.steps
@@ -64,40 +63,41 @@ class TrainData:
                 f" {way_out}"
             )
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Batches `first_step` .. `steps_per_epoch` - 1 of an epoch.
 
         Yields:
-            images, NumPy float32 (B, 3, H, W), normalised and mixed; targets, NumPy float32 (B, num_classes).
+            images, NumPy float32 (B, 3, H, W), normalised and mixed; targets, NumPy float32 (B, num_classes); factors
+            of drop path, NumPy float32 (2 * blocks, B), see `focal.data.transforms.drop_path`.
 
         Raises:
             UserError: images that cannot be read, and no others in their place.
         """
         if first_step >= self.steps_per_epoch:
             return
-        columns = ["image", "target", "unreadable", "failed"]
+        columns = [*TRAIN_COLUMNS, "unreadable", "failed"]
         dataset = self._make_dataset(epoch, first_step, self.steps_per_epoch - first_step, columns)
         step = first_step
-        for images, targets, unreadable, failed in iterate(dataset):
+        for *batch, unreadable, failed in iterate(dataset):
             if failed[0]:
                 self.batches.load(epoch, step)  # raises here what stopped the worker
                 raise UserError(f"data_url: reading step {step} of epoch {epoch} failed, though not when tried again")
             self._report(unreadable)
-            yield images, targets
+            yield tuple(batch)
             step += 1
 
     def dataset(self, epoch: int, first_step: int = 0, epochs: int = 1) -> Any:
-        """The same batches as a MindSpore dataset with columns image and target (for sink mode).
+        """The same batches as a MindSpore dataset with columns image, target and drop_path (for sink mode).
 
         Args:
             epochs: how many it runs through, each in its own order; `first_step` shortens the first.
         """
         count = self.steps_per_epoch * epochs - first_step
-        return self._make_dataset(epoch, first_step, count, ["image", "target"])
+        return self._make_dataset(epoch, first_step, count, list(TRAIN_COLUMNS))
 
     def _make_dataset(self, epoch: int, first_step: int, count: int, columns: list[str]) -> Any:
         first = epoch * self.steps_per_epoch + first_step
-        window = TrainWindow(self.batches, first, count, report=None if len(columns) > 2 else self._report)
+        window = TrainWindow(self.batches, first, count, report=None if len(columns) > 3 else self._report)
         return make_dataset(window, columns, self._data.num_parallel_workers, self._data.worker_processes)
 
     def _report(self, unreadable: np.ndarray) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from focal.config.schema import AugmentConfig, Config, DataConfig
+from focal.config.schema import AugmentConfig, Config, DataConfig, ModelConfig
 from focal.data.decode import UnreadableImage, decode_rgb, read_file
-from focal.data.randomness import BATCH, SAMPLE, generator
+from focal.data.randomness import BATCH, DROP_PATH, SAMPLE, generator
 from focal.data.transforms.color_jitter import color_jitter
 from focal.data.transforms.crop import INTERPOLATIONS, draw_crop, draw_interpolation, eval_crop, resized_crop
+from focal.data.transforms.drop_path import draw_drop_path
 from focal.data.transforms.mixup import apply_mix, draw_mix, mixed_targets
 from focal.data.transforms.rand_augment import RandAugment, parse_policy
 from focal.data.transforms.random_erasing import draw_erasures, erase
@@ -37,13 +38,12 @@ class Normalizer:
 class TrainPipeline:
     """Everything random about training, as a pure function of (seed, epoch, sample index or batch index)."""
 
-    def __init__(
-        self, augment: AugmentConfig, data: DataConfig, image_hw: tuple[int, int], num_classes: int, seed: int
-    ) -> None:
+    def __init__(self, augment: AugmentConfig, data: DataConfig, model: ModelConfig, seed: int) -> None:
         self._augment = augment
         self._normalize = Normalizer(data)
-        self.image_hw = image_hw
-        self._num_classes = num_classes
+        self.image_hw = model.image_hw
+        self._num_classes = model.num_classes
+        self._drop_path_rates = model.drop_path_rates
         self._seed = seed
         self._rand_augment = None
         if augment.auto_augment != "none":
@@ -82,6 +82,10 @@ class TrainPipeline:
         mix = draw_mix(self._augment, len(images), self.image_hw, rng)
         apply_mix(images, mix)
         return mixed_targets(labels, mix.lam, self._num_classes, self._augment.label_smoothing)
+
+    def drop_path(self, batch: int, epoch: int, batch_index: int) -> np.ndarray:
+        """Factors of drop path for a batch of `batch` samples, see `draw_drop_path`."""
+        return draw_drop_path(self._drop_path_rates, batch, generator(self._seed, epoch, batch_index, DROP_PATH))
 
 
 class EvalPipeline:

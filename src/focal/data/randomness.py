@@ -14,6 +14,7 @@ ORDER = 0  # the permutation of an epoch; index 0
 SAMPLE = 1  # crop, flip, RandAugment, erasing of one sample; index: the sample's
 BATCH = 2  # Mixup and CutMix of one batch; index: the batch's number over all ranks
 REPLACEMENT = 3  # which samples stand in for an unreadable one; index: the unreadable sample's
+DROP_PATH = 4  # drop path of one batch; index: the batch's number over all ranks
 
 
 def generator(seed: int, epoch: int, index: int, stream: int) -> np.random.Generator:

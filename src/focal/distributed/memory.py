@@ -35,13 +35,16 @@ def return_freed_memory() -> None:
             trim(0)
 
 
-def compile_ahead(cell: Any, *inputs: Any) -> None:
+def compile_ahead(cell: Any, *inputs: Any) -> bool:
     """Compile a Cell for such inputs before its first call, so that memory freed by the compiler is there for tensors.
 
-    In PyNative mode, where nothing is compiled ahead, it does nothing.
+    Returns:
+        False in PyNative mode, where nothing is compiled.
     """
     import mindspore as ms
 
-    if ms.get_context("mode") == ms.GRAPH_MODE:
-        cell.compile(*inputs)
-        return_freed_memory()
+    if ms.get_context("mode") != ms.GRAPH_MODE:
+        return False
+    cell.compile(*inputs)
+    return_freed_memory()
+    return True

@@ -34,10 +34,11 @@ class FocalBackbone(nn.Cell):
             norm.gamma.name, norm.beta.name = f"norm{index}.weight", f"norm{index}.bias"
 
     def construct(self, images: Tensor) -> tuple[Tensor, ...]:
+        kept = self.network.split_drop_path(None, images.shape[0])
         x = self.network.embed(images)  # (B, H_0 * W_0, C_0)
         outputs = ()
         for index, stage in enumerate(self.network.layers):
-            x = stage.run_blocks(x)
+            x = stage.run_blocks(x, kept[index])
             outputs += (stage.as_map(self.norms[index](x)),)  # (B, C_i, H_i, W_i)
             if stage.downsample is not None:
                 x = stage.downsample(stage.as_map(x))

@@ -6,6 +6,7 @@ tokens; C channels (see focal_geometry.py for the order of tokens).
 
 from __future__ import annotations
 
+import zlib
 from typing import Optional
 
 import mindspore as ms
@@ -16,26 +17,26 @@ from focal.config.schema import ModelConfig
 from focal.models.attention_builder import AttentionBuilder, attention_builder
 from focal.models.focal_keys import StageMap
 from focal.models.gather import GatherRows
-from focal.models.layers import CounterUniform, Dropout, DropPath, LayerNorm, Mlp, PatchEmbed, dense
+from focal.models.layers import Dropout, DropPath, LayerNorm, Mlp, PatchEmbed, dense
 from focal.models.requirements import check_network, pool_method, pooled_levels
 from focal.models.window_pooling import WindowPooling
 
 
-class RandomSource:
-    """Makes the network's dropout Cells, each with a key of its own, all driven by one counter."""
+class DropoutSource:
+    """Makes the network's dropout Cells, each with a key of its own, all driven by one counter.
 
-    def __init__(self, seed: int) -> None:
+    Attributes:
+        counter: None where both dropout rates of the network are 0, as in every published recipe.
+    """
+
+    def __init__(self, model: ModelConfig, seed: int) -> None:
         self.seed = seed
-        self.counter = Parameter(Tensor(0, ms.int32), name="random_counter", requires_grad=False)
-
-    def uniform(self, name: str) -> CounterUniform:
-        return CounterUniform(name, self.seed, self.counter)
+        self.counter: Optional[Parameter] = None
+        if model.drop_rate or model.attn_drop_rate:
+            self.counter = Parameter(Tensor(0, ms.int32), name="random_counter", requires_grad=False)
 
     def dropout(self, name: str, rate: float) -> Dropout:
-        return Dropout(rate, self.uniform(name))
-
-    def drop_path(self, name: str, rate: float) -> DropPath:
-        return DropPath(rate, self.uniform(name))
+        return Dropout(rate, zlib.crc32(f"{self.seed}/{name}".encode()) & 0x7FFFFFFF, self.counter)
 
 
 class FocalBlock(nn.Cell):
@@ -52,7 +53,7 @@ class FocalBlock(nn.Cell):
         index: int,
         builder: AttentionBuilder,
         drop_path_rate: float,
-        random: RandomSource,
+        source: DropoutSource,
     ) -> None:
         super().__init__()
         name, stage_map, shift = f"layers.{stage}.blocks.{index}", builder.stage_map, builder.shift(index)
@@ -65,17 +66,15 @@ class FocalBlock(nn.Cell):
             ]
         )
         attention_drops = [
-            random.dropout(f"{name}.{kind}", rate)
+            source.dropout(f"{name}.{kind}", rate)
             for kind, rate in (("attn", model.attn_drop_rate), ("proj", model.drop_rate))
         ]
         self.attn = builder.build(index, *attention_drops)
         self.norm2 = LayerNorm(channels)
-        dropouts = tuple(random.dropout(f"{name}.mlp.{layer}", model.drop_rate) for layer in (1, 2))
+        dropouts = tuple(source.dropout(f"{name}.mlp.{layer}", model.drop_rate) for layer in (1, 2))
         self.mlp = Mlp(channels, int(channels * model.mlp_ratio), dropouts)
-        self.drop_path1 = random.drop_path(f"{name}.1", drop_path_rate)
-        self.drop_path2 = random.drop_path(f"{name}.2", drop_path_rate)
+        self.drop_path1, self.drop_path2 = DropPath(drop_path_rate), DropPath(drop_path_rate)
         if model.recompute:
-            # Not the whole block: MindSpore 2.8 builds a cyclic graph when it recomputes the masks of drop path.
             self.attn.recompute()
             self.mlp.recompute()
         self.gamma_1: Optional[Parameter] = None
@@ -94,7 +93,8 @@ class FocalBlock(nn.Cell):
             self.roll = GatherRows(table, len(table))
             self.unroll = GatherRows(np.argsort(table), len(table))
 
-    def construct(self, x: Tensor) -> Tensor:
+    def construct(self, x: Tensor, kept: tuple = (None, None)) -> Tensor:
+        """x (B, N, C), and for each branch the factors of drop path (B, 1), or None in evaluation -> (B, N, C)."""
         branch = self.norm1(x)
         if self.is_token is not None:
             branch = branch * self.is_token.astype(branch.dtype)
@@ -108,11 +108,11 @@ class FocalBlock(nn.Cell):
             branch = self.unroll(branch)
         if self.gamma_1 is not None:
             branch = self.gamma_1.astype(branch.dtype) * branch
-        x = x + self.drop_path1(branch)
+        x = x + self.drop_path1(branch, kept[0])
         branch = self.mlp(self.norm2(x))
         if self.gamma_2 is not None:
             branch = self.gamma_2.astype(branch.dtype) * branch
-        return x + self.drop_path2(branch)  # (B, N, C)
+        return x + self.drop_path2(branch, kept[1])  # (B, N, C)
 
 
 class FocalStage(nn.Cell):
@@ -127,11 +127,11 @@ class FocalStage(nn.Cell):
         self.blocks = nn.CellList(blocks)
         self.downsample = downsample
 
-    def run_blocks(self, x: Tensor) -> Tensor:
-        """(B, H * W, C) -> (B, H * W, C), raster order."""
+    def run_blocks(self, x: Tensor, kept: tuple = ()) -> Tensor:
+        """(B, H * W, C) -> (B, H * W, C), raster order; `kept`: for each block what its `construct` takes."""
         x = self.to_stage_order(x)  # (B, N, C)
-        for block in self.blocks:
-            x = block(x)
+        for index, block in enumerate(self.blocks):
+            x = block(x, kept[index]) if kept else block(x)
         return self.to_raster_order(x)
 
     def as_map(self, x: Tensor) -> Tensor:
@@ -139,8 +139,8 @@ class FocalStage(nn.Cell):
         batch, _, channels = x.shape
         return x.transpose((0, 2, 1)).reshape((batch, channels, self.height, self.width))
 
-    def construct(self, x: Tensor) -> Tensor:
-        x = self.run_blocks(x)
+    def construct(self, x: Tensor, kept: tuple = ()) -> Tensor:
+        x = self.run_blocks(x, kept)
         if self.downsample is not None:
             x = self.downsample(self.as_map(x))  # (B, H' * W', 2 * C)
         return x
@@ -167,7 +167,7 @@ class FocalTransformer(nn.Cell):
     def __init__(self, model: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         maps = check_network(model)
-        random = RandomSource(seed)
+        source = DropoutSource(model, seed)
         self.patch_embed = PatchEmbed(
             model.in_channels,
             model.embed_dim,
@@ -180,26 +180,29 @@ class FocalTransformer(nn.Cell):
         if model.ape:
             shape = (1, maps[0].height * maps[0].width, model.embed_dim)
             self.absolute_pos_embed = Parameter(Tensor(np.zeros(shape, np.float32)), name="absolute_pos_embed")
-        self.pos_drop = random.dropout("pos", model.drop_rate)
-        self.layers = nn.CellList(self._build_stages(model, maps, random))
+        self.pos_drop = source.dropout("pos", model.drop_rate)
+        self.layers = nn.CellList(self._build_stages(model, maps, source))
+        self.depths = model.depths
+        self.has_drop_path = model.drop_path_rate > 0
+        self.keep_rates = Tensor(1 - np.repeat(model.drop_path_rates, 2)[:, None], ms.float32)  # (2 * blocks, 1)
         features = model.embed_dim * 2 ** (len(model.depths) - 1)
         self.norm = LayerNorm(features)
         self.head: Optional[nn.Dense] = dense(features, model.num_classes) if model.num_classes else None
-        self.random_counter = random.counter
+        self.random_counter = source.counter
         # A Cell that takes this network in renames its parameters; these names stay.
         self.official_parameters = {_official_name(path): parameter for path, parameter in self.parameters_and_names()}
         for name, parameter in self.official_parameters.items():
             parameter.name = name
 
     @staticmethod
-    def _build_stages(model: ModelConfig, maps: list[StageMap], random: RandomSource) -> list[FocalStage]:
-        drop_path = np.linspace(0, model.drop_path_rate, sum(model.depths)).tolist()  # linear over depth
+    def _build_stages(model: ModelConfig, maps: list[StageMap], source: DropoutSource) -> list[FocalStage]:
+        drop_path_rates = iter(model.drop_path_rates)
         stages = []
         for stage, (depth, stage_map) in enumerate(zip(model.depths, maps)):
             builder = attention_builder(model, stage, stage_map)
             blocks = []
             for index in range(depth):
-                block = FocalBlock(model, stage, index, builder, drop_path.pop(0), random)
+                block = FocalBlock(model, stage, index, builder, next(drop_path_rates), source)
                 blocks.append(block)
             downsample = None
             if stage < len(maps) - 1:
@@ -217,19 +220,49 @@ class FocalTransformer(nn.Cell):
             x = x + self.absolute_pos_embed.astype(x.dtype)
         return self.pos_drop(x)
 
-    def forward_stages(self, images: Tensor) -> tuple[Tensor, ...]:
+    def split_drop_path(self, drop_path: Optional[Tensor], batch: int) -> tuple:
+        """For each stage and block the factors (B, 1) of both branches; empty tuples where nothing is dropped.
+
+        Args:
+            drop_path: (2 * blocks, B) float32, see `construct`. None: drawn here, by MindSpore's random numbers.
+            batch: B.
+        """
+        if not (self.training and self.has_drop_path):
+            return ((),) * len(self.depths)
+        if drop_path is None:
+            numbers = ops.rand(self.keep_rates.shape[0], batch)
+            drop_path = (numbers < self.keep_rates).astype(ms.float32) / self.keep_rates
+        rows = ops.split(drop_path, 1, 0)
+        stages, first = (), 0
+        for depth in self.depths:
+            blocks = ()
+            for index in range(first, first + 2 * depth, 2):
+                blocks += ((rows[index].reshape((batch, 1)), rows[index + 1].reshape((batch, 1))),)
+            stages, first = stages + (blocks,), first + 2 * depth
+        return stages
+
+    def forward_stages(self, images: Tensor, drop_path: Optional[Tensor] = None) -> tuple[Tensor, ...]:
         """Output of each stage after its downsampling, (B, tokens, channels), raster order; the last has none."""
+        kept = self.split_drop_path(drop_path, images.shape[0])
         x = self.embed(images)
         outputs = ()
-        for stage in self.layers:
-            x = stage(x)
+        for index, stage in enumerate(self.layers):
+            x = stage(x, kept[index])
             outputs += (x,)
         return outputs
 
-    def construct(self, images: Tensor) -> Tensor:
+    def construct(self, images: Tensor, drop_path: Optional[Tensor] = None) -> Tensor:
+        """Images (B, in_channels, H, W) -> logits (B, num_classes).
+
+        Args:
+            images: normalised pixels.
+            drop_path: in training, a factor per branch and sample (2 * blocks, B) float32, as
+                focal.data.transforms.drop_path draws them. None: drawn on the device, which no resume can repeat.
+        """
+        kept = self.split_drop_path(drop_path, images.shape[0])
         x = self.embed(images)
-        for stage in self.layers:
-            x = stage(x)
+        for index, stage in enumerate(self.layers):
+            x = stage(x, kept[index])
         x = self.norm(x).mean(1)  # (B, C)
         if self.head is not None:
             x = self.head(x)

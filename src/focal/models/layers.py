@@ -6,13 +6,12 @@ Shape legend: B batch; N tokens; C channels; H, W height and width of a map.
 from __future__ import annotations
 
 import math
-import zlib
 from typing import Optional
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.ops.auto_generate import SoftmaxBackward
+from mindspore.ops.auto_generate import SoftmaxBackward, UniformExt
 
 _MATMUL = ops.MatMul()  # the function ops.matmul unfolds into a dozen nodes for the compiler
 _REDUCE_SUM = ops.ReduceSum(keep_dims=True)
@@ -165,26 +164,63 @@ class GELU(nn.Cell):
         return self.gelu_and_slope(x)[0]
 
 
-class CounterUniform(nn.Cell):
-    """Uniform numbers in [0, 1) that are a pure function of (seed, counter, position): training resumes to the bit.
+class Dropout(nn.Cell):
+    """Zeroes entries with probability `rate` in training and scales the rest by 1 / (1 - rate).
 
-    MindSpore's random operations keep a state that a checkpoint does not restore. Here a 32-bit integer hash (two
-    rounds of xor-shift and multiply, after lowbias32 of C. Wellons) of the position is keyed by the seed and by
-    `counter`, a Parameter that the train step advances.
+    The mask is a pure function of (key, counter, position), so that training resumes to the bit; MindSpore's own
+    dropout keeps a state that a checkpoint does not restore.
+
+    Args:
+        rate: probability of zero, below 1.
+        key: distinguishes this Cell from all others of the network, 0 to 2^31 - 1.
+        counter: int32 Parameter that the training step advances; None where no Cell of the network drops anything.
     """
 
-    def __init__(self, name: str, seed: int, counter: Parameter) -> None:
+    def __init__(self, rate: float, key: int, counter: Optional[Parameter]) -> None:
         super().__init__(auto_prefix=False)
-        self.key = _as_int32(zlib.crc32(f"{seed}/{name}".encode()))
+        self.rate = rate
+        self.uniform = uniform_numbers(key)
         self.counter = counter
 
-    def construct(self, shape: tuple[int, ...]) -> Tensor:
-        count = 1
-        for size in shape:
-            count *= size
-        key = _hash(self.counter * _as_int32(0x9E3779B1) + self.key)
-        bits = _hash(ops.arange(count).astype(ms.int32) + key)
-        return (ops.bitwise_and(bits, 0xFFFFFF).astype(ms.float32) * (1 / 2**24)).reshape(shape)
+    def construct(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        kept = ops.stop_gradient((self.uniform(x, self.counter) >= self.rate).astype(x.dtype))
+        return x * kept * (1 / (1 - self.rate))
+
+
+def uniform_numbers(key: int) -> nn.Cell:
+    """Source of `Dropout`'s random numbers: a Cell (x, counter) -> uniform float32 numbers in [0, 1), shaped as x."""
+    return HashedUniform(key) if runs_on_cpu() else SeededUniform(key)
+
+
+class SeededUniform(nn.Cell):
+    """Uniform numbers by the device's generator, started from (key, counter) for each call."""
+
+    def __init__(self, key: int) -> None:
+        super().__init__()
+        self.uniform = UniformExt()
+        self.seed = Tensor(key, ms.int64)
+
+    def construct(self, x: Tensor, counter: Tensor) -> Tensor:
+        return self.uniform(x.astype(ms.float32), 0.0, 1.0, self.seed, counter.astype(ms.int64))
+
+
+class HashedUniform(nn.Cell):
+    """The same on a CPU, which has no such operator: a 32-bit integer hash of (key, counter, position).
+
+    Two rounds of xor-shift and multiply, after lowbias32 of C. Wellons. Only for CPUs: it relies on products that wrap
+    around, which an Ascend's vector unit may saturate, and on shifts, which an Ascend leaves to its slow AI CPU.
+    """
+
+    def __init__(self, key: int) -> None:
+        super().__init__()
+        self.key = key
+
+    def construct(self, x: Tensor, counter: Tensor) -> Tensor:
+        key = _hash(counter * _as_int32(0x9E3779B1) + self.key)
+        bits = _hash(ops.arange(x.size).astype(ms.int32) + key)
+        return (ops.bitwise_and(bits, 0xFFFFFF).astype(ms.float32) * (1 / 2**24)).reshape(x.shape)
 
 
 def _as_int32(value: int) -> int:
@@ -204,26 +240,11 @@ def _shift_right(bits: Tensor, count: int) -> Tensor:
     return ops.bitwise_and(ops.bitwise_right_shift(bits, count), (1 << (32 - count)) - 1)
 
 
-class Dropout(nn.Cell):
-    """Zeroes entries with probability `rate` in training and scales the rest by 1 / (1 - rate)."""
-
-    def __init__(self, rate: float, uniform: CounterUniform) -> None:
-        super().__init__()
-        self.rate = rate
-        self.uniform = uniform
-
-    def construct(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
-            return x
-        kept = ops.stop_gradient((self.uniform(x.shape) >= self.rate).astype(x.dtype))
-        return x * kept * (1 / (1 - self.rate))
-
-
 class ScaleSamples(nn.Cell):
     """x (B, N, C) times one factor per sample (B, 1), through which no gradient flows.
 
     A product that broadcasts is four times slower on CPU than a matrix product with ones, so there the factors are
-    spread first; anew in the backward pass, where keeping them would take as much memory as keeping x.
+    spread first; once more in the backward pass, where keeping them would take as much memory as keeping x.
     """
 
     def __init__(self) -> None:
@@ -232,6 +253,7 @@ class ScaleSamples(nn.Cell):
 
     def construct(self, x: Tensor, factors: Tensor) -> Tensor:
         batch, tokens, channels = x.shape
+        factors = factors.astype(x.dtype)
         if self.spread_first:
             factors = _MATMUL(factors, ops.ones((1, tokens * channels), x.dtype))  # (B, N * C)
             return x * factors.reshape((batch, tokens, channels))
@@ -243,19 +265,21 @@ class ScaleSamples(nn.Cell):
 
 
 class DropPath(nn.Cell):
-    """Stochastic depth (Huang et al. 2016): zeroes a branch for whole samples, scales the others by 1 / (1 - rate)."""
+    """Stochastic depth (Huang et al. 2016): a branch (B, N, C) times one factor per sample (B, 1).
 
-    def __init__(self, rate: float, uniform: CounterUniform) -> None:
+    The factors are 0 with probability `rate`, else 1 / (1 - rate). They are an input, drawn on the host
+    (focal/data/transforms/drop_path.py), because no random operator of a device can be resumed from a checkpoint.
+    """
+
+    def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.uniform = uniform
         self.scale_samples = ScaleSamples()
 
-    def construct(self, x: Tensor) -> Tensor:
+    def construct(self, x: Tensor, factors: Optional[Tensor]) -> Tensor:
         if self.rate == 0.0 or not self.training:
             return x
-        kept = (self.uniform((x.shape[0], 1)) >= self.rate).astype(x.dtype)  # (B, 1)
-        return self.scale_samples(x, kept * (1 / (1 - self.rate)))
+        return self.scale_samples(x, factors)
 
 
 class Mlp(nn.Cell):

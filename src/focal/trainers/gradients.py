@@ -35,7 +35,15 @@ def _square_sum(gradient: Tensor) -> Tensor:
 
 def global_norm(gradients: tuple) -> Tensor:
     """Float32 L2 norm over all gradients together; not finite exactly if an entry, or the sum of squares, is not."""
-    return ops.sqrt(ops.addn(_FOR_EACH(_square_sum, gradients)))
+    return ops.sqrt(sum_scalars(_FOR_EACH(_square_sum, gradients)))
+
+
+def sum_scalars(scalars: tuple) -> Tensor:
+    """Sum of scalar tensors. As one vector: an Ascend's AddN is not made for hundreds of inputs."""
+    parts = ()
+    for scalar in scalars:
+        parts += (scalar.reshape((1,)),)
+    return ops.concat(parts, 0).sum()
 
 
 def clip_factor(norm: Tensor, limit: float) -> Tensor:

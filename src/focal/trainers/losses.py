@@ -5,6 +5,8 @@ Shapes: B images, C classes.
 
 from __future__ import annotations
 
+from typing import Optional
+
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
@@ -30,5 +32,6 @@ class NetworkWithLoss(nn.Cell):
         self.network = network
         self.loss = loss
 
-    def construct(self, images: Tensor, targets: Tensor) -> Tensor:
-        return self.loss(self.network(images), targets)
+    def construct(self, images: Tensor, targets: Tensor, drop_path: Optional[Tensor] = None) -> Tensor:
+        logits = self.network(images) if drop_path is None else self.network(images, drop_path)
+        return self.loss(logits, targets)

@@ -18,12 +18,13 @@ from focal.config import Config, save_config
 from focal.distributed.device import Device
 from focal.models import create_model
 from focal.models.precision import apply_precision
-from focal.trainers.callbacks import MetricsFiles
 from focal.trainers.losses import SoftTargetCrossEntropy
 from focal.trainers.lr_schedule import learning_rate_factor, learning_rates
+from focal.trainers.metrics import MetricsFiles
 from focal.trainers.optimizer import create_optimizer
-from focal.trainers.train_one_step import Ranks, TrainOneStep, trained_parameters
-from focal.trainers.trainer import Outputs, updates_per_epoch
+from focal.trainers.train_one_step import TrainOneStep, trained_parameters
+from focal.trainers.trainer import Outputs
+from focal.trainers.trainer import steps_per_epoch as steps_of
 
 logger = logging.getLogger("focal")
 
@@ -56,14 +57,13 @@ def build_train_step(config: Config, network: nn.Cell, steps_per_epoch: int, dev
     """
     accumulation = config.step.accumulation_step
     factor = learning_rate_factor(config.data.batch_size, device.world_size, accumulation)
-    rates = learning_rates(config.optim, updates_per_epoch(steps_per_epoch, accumulation), factor)
+    rates = learning_rates(config.optim, steps_of(steps_per_epoch, accumulation), factor)
     optimizer = create_optimizer(trained_parameters(network), config.optim, config.model, rates)
     logger.info(
         "%s, %s: base rate %.3g x %.4g (images per update / 512)",
         config.optim.optimizer, config.optim.lr_scheduler, config.optim.base_lr, factor,
     )  # fmt: skip
-    ranks = Ranks(device.rank, device.world_size)
-    return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, ranks)
+    return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, device)
 
 
 def resume_state(
@@ -126,7 +126,7 @@ def open_outputs(config: Config, device: Device, progress: Progress, steps_per_e
         folder.mkdir(parents=True, exist_ok=True)
         save_config(config, folder / "config.yaml")
         accumulation = config.step.accumulation_step
-        epoch = progress.position(updates_per_epoch(steps_per_epoch, accumulation) * accumulation)
+        epoch = progress.position(steps_of(steps_per_epoch, accumulation) * accumulation)
         metrics = MetricsFiles(str(folder), storage.tensorboard_folder, epoch)
     last = LastCheckpoints(folder / "checkpoints", run.keep_checkpoint_max)
     best = BestCheckpoints(folder / "best", run.keep_best_max, progress.training)

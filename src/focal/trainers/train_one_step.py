@@ -12,29 +12,45 @@ the network's random masks. There is no branch on the device for it: gradients b
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from focal.config.schema import StepConfig
 from focal.distributed.collectives import gradient_all_reduces
+from focal.distributed.device import Device
 from focal.trainers.ema import Ema
 from focal.trainers.gradients import Accumulator, OverflowCheck, clip_factor, global_norm, scale_or_zero, to_float32
 from focal.trainers.loss_scale import LossScale
 from focal.trainers.losses import NetworkWithLoss
 from focal.trainers.optimizer import Optimizer
 
-OUTPUTS = ("updated", "loss", "grad_norm", "lr", "scale", "nonfinite", "nonfinite_in_a_row")
+
+class StepOutputs(NamedTuple):
+    """What one call of the step says, all float32; fetched from the device as one vector in this order.
+
+    Attributes:
+        updated: 1 if the weights were updated, 0 while micro-batches of the step are still to come; the other values
+            then mean nothing.
+        loss: mean over the step's images, on all ranks.
+        grad_norm: global L2 norm of the gradients, before clipping.
+        lr: learning rate.
+        scale: loss scale that the step was done with.
+        nonfinite: 1 if the step was skipped because a gradient or the loss was not finite.
+        nonfinite_in_a_row: skipped steps in a row, this one included.
+    """
+
+    updated: float
+    loss: float
+    grad_norm: float
+    lr: float
+    scale: float
+    nonfinite: float
+    nonfinite_in_a_row: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Ranks:
-    """This process among those that train together."""
-
-    rank: int = 0
-    world_size: int = 1
+OUTPUTS = StepOutputs._fields
 
 
 class TrainOneStep(nn.Cell):
@@ -45,13 +61,19 @@ class TrainOneStep(nn.Cell):
         loss: logits, targets (B, C) -> scalar mean over the batch.
         optimizer: holds the trained parameters.
         step: loss scale, clipping, accumulation, averaging.
-        ranks: with more than one, the process group must be initialised.
+        device: this process, by default the only one; with several, the process group must be initialised.
     """
 
     def __init__(
-        self, network: nn.Cell, loss: nn.Cell, optimizer: Optimizer, step: StepConfig, ranks: Ranks = Ranks()
+        self,
+        network: nn.Cell,
+        loss: nn.Cell,
+        optimizer: Optimizer,
+        step: StepConfig,
+        device: Optional[Device] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
+        device = device or Device()
         self.network = network
         self.network_with_loss = NetworkWithLoss(network, loss)
         self.optimizer = optimizer
@@ -62,39 +84,44 @@ class TrainOneStep(nn.Cell):
         self.accumulator = Accumulator(weights, step.accumulation_step) if step.accumulation_step > 1 else None
         self.ema = Ema(weights, step.ema_decay, step.ema_warmup) if step.enable_ema else None
         self.clip_limit = step.clip_global_norm_value if step.use_global_norm else None
-        self.world_size = ranks.world_size
-        self.all_reduce_sum = ops.AllReduce(ops.ReduceOp.SUM) if ranks.world_size > 1 else None
+        self.world_size = device.world_size
+        self.all_reduce_sum = ops.AllReduce(ops.ReduceOp.SUM) if device.world_size > 1 else None
         sizes = [4 * weight.size for weight in weights]
-        self.gradient_sums = gradient_all_reduces(sizes) if ranks.world_size > 1 else ()
-        self.random_counter = _random_counter(network, ranks.rank)
+        self.gradient_sums = gradient_all_reduces(sizes) if device.world_size > 1 else ()
+        self.random_counter = _random_counter(network, device.rank)
         self.value_and_grad = ops.value_and_grad(self.scaled_loss, None, weights, has_aux=True)
         self.set_train()
 
-    def construct(self, images: Tensor, targets: Tensor) -> tuple:
-        """Train on images (B, 3, H, W) and targets (B, C). Returns scalar float32 tensors, named by `OUTPUTS`.
+    def construct(self, images: Tensor, targets: Tensor, drop_path: Optional[Tensor] = None) -> Tensor:
+        """Train on one micro-batch.
 
-        `updated` is 0 while micro-batches of an update are still to come; the other values then say nothing.
+        Args:
+            images: (B, 3, H, W) float32.
+            targets: (B, C) float32, rows of which sum to 1.
+            drop_path: (2 * blocks, B) float32, see `FocalTransformer.construct`.
+
+        Returns:
+            float32 vector of the values of `StepOutputs`.
         """
         images = self.overflow_check.start(images)
-        (_, loss), gradients = self.value_and_grad(images, targets)
+        (_, loss), gradients = self.value_and_grad(images, targets, drop_path)
         overflow = self.overflow_check.read(gradients)
         gradients, unscaling = to_float32(gradients), 1.0 / self.loss_scale.value
         if self.random_counter is not None:
             ops.assign_add(self.random_counter, Tensor(self.world_size, ms.int32))
         if self.accumulator is None:
             return self.update(gradients, unscaling, loss, overflow)
-        zero = Tensor(0.0, ms.float32)
-        outputs = (zero, zero, zero, zero, zero, zero, zero)
+        outputs = ops.zeros((len(OUTPUTS),), ms.float32)
         if self.accumulator(gradients, unscaling, loss, overflow):
             outputs = self.update(*self.accumulator.sums_and_means())
             self.accumulator.reset()
         return outputs
 
-    def scaled_loss(self, images: Tensor, targets: Tensor) -> tuple:
-        loss = self.network_with_loss(images, targets)
+    def scaled_loss(self, images: Tensor, targets: Tensor, drop_path: Optional[Tensor]) -> tuple:
+        loss = self.network_with_loss(images, targets, drop_path)
         return loss * self.loss_scale.value, loss
 
-    def update(self, gradients: tuple, factor: Tensor, loss: Tensor, overflow: Tensor) -> tuple:
+    def update(self, gradients: tuple, factor: Tensor, loss: Tensor, overflow: Tensor) -> Tensor:
         """Update the weights by `gradients` times `factor` (scalar); returns what `construct` does."""
         gradients = self.sum_over_ranks(gradients)
         factor = factor * (1.0 / self.world_size)
@@ -110,7 +137,8 @@ class TrainOneStep(nn.Cell):
             self.ema(finite, updates)
         in_a_row = self.loss_scale(finite)
         nonfinite = 1.0 - finite.astype(ms.float32)
-        return Tensor(1.0, ms.float32), loss, norm, rate, scale, nonfinite, in_a_row.astype(ms.float32)
+        updated = Tensor(1.0, ms.float32)
+        return as_vector((updated, loss, norm, rate, scale, nonfinite, in_a_row.astype(ms.float32)))
 
     def sum_over_ranks(self, gradients: tuple) -> tuple:
         """Sum over ranks: the one place where gradients cross devices."""
@@ -125,13 +153,21 @@ class TrainOneStep(nn.Cell):
         """Scalar bool, the same on every rank: was everything finite, everywhere? And the mean loss over ranks."""
         bad = overflow + 1.0 - ops.isfinite(norm + loss).astype(ms.float32)
         if self.all_reduce_sum is not None:
-            summed = self.all_reduce_sum(ops.stack((bad, loss)))
+            summed = self.all_reduce_sum(as_vector((bad, loss)))
             bad, loss = summed[0], summed[1] * (1.0 / self.world_size)
         return bad == 0, loss
 
 
+def as_vector(scalars: tuple) -> Tensor:
+    """Scalar tensors -> one vector. By concat: an Ascend has a newer kernel for it than for stack."""
+    parts = ()
+    for scalar in scalars:
+        parts += (scalar.reshape((1,)),)
+    return ops.concat(parts, 0)
+
+
 def _random_counter(network: nn.Cell, rank: int) -> Optional[Parameter]:
-    """The network's counter behind drop path and dropout, started at this rank's number; None if it has none."""
+    """The network's counter behind dropout, started at this rank's number; None if it has none."""
     counter = getattr(network, "random_counter", None)
     if counter is not None:
         counter.set_data(Tensor(rank, ms.int32))

@@ -1,4 +1,4 @@
-"""Combinations of settings that cannot work, and the way out that each message names."""
+"""Combinations of settings that cannot work are refused, and what each message suggests works."""
 
 import pytest
 
@@ -8,41 +8,43 @@ from focal.config.architectures import published_archs
 SEVERAL = {"node_num": 2, "device_num": 16, "master_port": 8118}
 
 REFUSED = [
-    ({"num_heads": [3, 6, 12]}, r"num_heads: \[3, 6, 12\] has 3 entries, depths has 4"),
-    ({"focal_levels": [2, 2]}, r"focal_levels: \[2, 2\] has 2 entries, depths has 4"),
-    ({"focal_windows": [7, 5, 3, 1, 1]}, "focal_windows: .* has 5 entries, depths has 4"),
-    ({"expand_sizes": []}, r"expand_sizes: \[\] has 0 entries, depths has 4"),
+    ({"num_heads": [3, 6, 12]}, r"num_heads: \[3, 6, 12\] has 3 entries, but depths has 4"),
+    ({"focal_levels": [2, 2]}, r"focal_levels: \[2, 2\] has 2 entries, but depths has 4"),
+    ({"focal_windows": [7, 5, 3, 1, 1]}, "focal_windows: .* has 5 entries, but depths has 4"),
+    ({"expand_sizes": []}, r"expand_sizes: \[\] has 0 entries, but depths has 4"),
     ({"depths": [], "num_heads": [], "focal_levels": [], "focal_windows": [], "expand_sizes": [], "focal_stages": []},
-     r"depths: \[\] has no stages"),
-    ({"num_heads": [3, 6, 12, 25]}, "num_heads: stage 3 has 768 channels, which 25 heads do not divide"),
-    ({"embed_dim": 97}, "num_heads: stage 0 has 97 channels, which 3 heads do not divide"),
+     r"depths: \[\] defines no stages"),
+    ({"num_heads": [3, 6, 12, 25]}, "num_heads: stage 3 has 768 channels, which is not a multiple of 25 heads"),
+    ({"embed_dim": 97}, "num_heads: stage 0 has 97 channels, which is not a multiple of 3 heads"),
     ({"image_size": [224]}, r"image_size: \[224\] must be one number or \[height, width\]"),
     ({"image_size": [224, 224, 3]}, "image_size: .* must be one number or"),
-    ({"focal_stages": [0, 4]}, "focal_stages: 4 does not exist, depths has 4 stages"),
+    ({"focal_stages": [0, 4]}, "focal_stages: stage 4 does not exist; depths has 4 stages, numbered from 0"),
     ({"freeze_stages": 5}, "freeze_stages: 5 is more than the 4 stages of depths"),
     ({"auto_augment": "augmix-m3"}, "auto_augment: 'augmix-m3' is neither none nor of the form rand-m9"),
     ({"auto_augment": "rand-m9-n1.5"}, "auto_augment: 'rand-m9-n1.5' is neither"),
     ({"crop_scale": [0.9, 0.1]}, r"crop_scale: \[0.9, 0.1\] must not decrease"),
     ({"crop_aspect": [2, 1]}, r"crop_aspect: \[2.0, 1.0\] must not decrease"),
-    ({"batch_size": 63}, "batch_size: 63 must be even with mix_up or cutmix; set both to 0 or add 1"),
+    ({"batch_size": 63}, "batch_size: 63 must be even with mix_up or cutmix; change it, or set both of them to 0"),
     ({"batch_size": 63, "mix_up": 0}, "batch_size: 63 must be even"),
     ({"epochs": 30, "warmup_length": 20, "cool_length": 20},
      r"epochs: 30 is less than warmup_length 20 \+ cool_length 20"),
-    ({"beta": [0.9, 0.99999999]}, "beta: .* is 1 in float32"),
+    ({"beta": [0.9, 0.99999999]}, "beta: .* rounds to 1 in float32; use at most"),
     ({"min_lr": 1e-3, "base_lr": 1e-4}, "min_lr: 0.001 is greater than base_lr 0.0001"),
-    ({"amp_level": "bf16", "device_target": "CPU"}, "amp_level: bf16 has no matrix product on CPU; use O0"),
-    ({"dataset_sink_mode": True, "device_target": "CPU"}, "dataset_sink_mode: needs device_target Ascend, not CPU"),
+    ({"amp_level": "bf16", "device_target": "CPU"}, "amp_level: bf16 is not supported on CPU; use O0"),
+    ({"dataset_sink_mode": True, "device_target": "CPU"},
+     "dataset_sink_mode: requires device_target Ascend, not CPU; set dataset_sink_mode to False"),
     ({"node_rank": 1}, "node_rank: 1 must be less than node_num 1"),
     ({**SEVERAL, "node_rank": 2}, "node_rank: 2 must be less than node_num 2"),
-    ({**SEVERAL, "device_num": 15}, "device_num: 15 .* is not a multiple of node_num 2"),
-    ({**SEVERAL, "master_port": 0}, "master_port: several servers need one agreed port"),
-    ({"arch": "resnet50"}, "arch: 'resnet50' is not a published model; .* also needs embed_dim, depths, num_heads"),
+    ({**SEVERAL, "device_num": 15}, "device_num: 15 .* must be a multiple of node_num 2"),
+    ({**SEVERAL, "master_port": 0}, "master_port: 0 works on a single server only; .* choose a port"),
+    ({"arch": "resnet50"}, "arch: 'resnet50' is not a published model; .* also set embed_dim, depths, num_heads"),
     ({"arch": "focal_tiny_patch4_window7_384"}, r"\(nearest: focal_tiny_patch4_window7_224\)"),
     ({"arch": "own", "embed_dim": 8, "depths": [1], "num_heads": [1]},
-     "focal_version: arch 'own' does not start with focal_ or focalv2_, so set it to 1 or 2"),
+     "focal_version: arch 'own' starts with neither focal_ nor focalv2_, so set focal_version to 1 or 2"),
 ]  # fmt: skip
 
-WAYS_OUT = [
+SUGGESTED = [
+    {"beta": [0.9, 0.9999999]},
     {"batch_size": 63, "mix_up": 0, "cutmix": 0},
     {"batch_size": 64},
     {"epochs": 40, "warmup_length": 20, "cool_length": 20},
@@ -58,19 +60,18 @@ WAYS_OUT = [
 
 
 @pytest.mark.parametrize(("keys", "message"), REFUSED, ids=lambda value: "".join(value) if type(value) is dict else "")
-def test_refused(keys, message):
+def test_a_combination_that_cannot_work_is_refused(keys, message):
     with pytest.raises(ConfigError, match=message) as error:
         load_config(keys)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("keys", WAYS_OUT, ids=lambda keys: "-".join(keys))
-def test_way_out(keys):
+@pytest.mark.parametrize("keys", SUGGESTED, ids=lambda keys: "-".join(keys))
+def test_what_the_message_suggests_works(keys):
     load_config(keys)
 
 
-def test_own_networks():
-    """Any other name describes itself; its prefix tells the version."""
+def test_an_unpublished_name_implies_version_and_embedding_only():
     keys = {"embed_dim": 32, "depths": [1, 1], "num_heads": [1, 2], "focal_levels": [1, 1], "focal_windows": [3, 3],
             "expand_sizes": [1, 1], "focal_stages": []}  # fmt: skip
     assert load_config({"arch": "focal_mine", **keys}).model.focal_version == 1
@@ -80,6 +81,6 @@ def test_own_networks():
 
 
 @pytest.mark.parametrize("arch", published_archs())
-def test_given_keys_win_over_the_archs(arch):
+def test_given_keys_win_over_what_the_arch_implies(arch):
     model = load_config({"arch": arch, "drop_path_rate": 0.05, "use_conv_embed": False}).model
     assert (model.drop_path_rate, model.use_conv_embed, model.window_size) == (0.05, False, 7)

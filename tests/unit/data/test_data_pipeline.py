@@ -23,7 +23,7 @@ def load(image_folder: Path, make_config: Callable[..., Config]) -> Callable[...
 
     def first_batch(**changes: Any) -> tuple[np.ndarray, np.ndarray]:
         config = make_config(**changes)
-        images, targets, _ = TrainData(config, check_data(config, str(image_folder))).batches.load(0, 0)
+        images, targets, _, _ = TrainData(config, check_data(config, str(image_folder))).batches.load(0, 0)
         return images, targets
 
     return first_batch

@@ -9,7 +9,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from focal.models.focal_attention import WindowedProducts
 from focal.models.gather import SplitHeads
-from focal.models.layers import CounterUniform, Dropout
+from focal.models.layers import Dropout
 
 HEADS, DEPTH, TOKENS = 2, 3, 10
 QUERIES = np.arange(8).reshape(2, 4)
@@ -31,7 +31,7 @@ class Differentiated(nn.Cell):
 @pytest.mark.parametrize("training", [True, False])
 def test_gradient_is_that_of_the_forward_pass(rate, training):
     counter = Parameter(Tensor(3, ms.int32), name="counter", requires_grad=False)
-    products = WindowedProducts(DEPTH**-0.5, Dropout(rate, CounterUniform("attention", 0, counter)))
+    products = WindowedProducts(DEPTH**-0.5, Dropout(rate, 17, counter))
     products.split_heads = SplitHeads(QUERIES, KEYS, np.zeros(KEYS.shape, bool), [8, 2], HEADS)
     products.set_train(training)
     rng = np.random.default_rng(1)
@@ -57,7 +57,7 @@ def test_dropout_takes_part():
     counter = Parameter(Tensor(3, ms.int32), name="counter", requires_grad=False)
     outputs = []
     for rate in (0.0, 0.4):
-        products = WindowedProducts(1.0, Dropout(rate, CounterUniform("attention", 0, counter)))
+        products = WindowedProducts(1.0, Dropout(rate, 17, counter))
         products.split_heads = SplitHeads(QUERIES, KEYS, np.zeros(KEYS.shape, bool), [8, 2], HEADS)
         products.set_train(True)
         ones = Tensor(np.ones((1, TOKENS, 3 * HEADS * DEPTH), np.float32))

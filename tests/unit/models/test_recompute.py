@@ -4,19 +4,25 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
+from focal.data.transforms.drop_path import draw_drop_path
 from focal.models import create_model
 from tests.numerics.reference_cases import case_config, case_input
 
 
 def loss_and_gradients(recompute):
     rates = {"drop_path_rate": 0.3, "drop_rate": 0.1, "attn_drop_rate": 0.1}
-    network = create_model(case_config("nano_v2", recompute=recompute, **rates))
+    config = case_config("nano_v2", recompute=recompute, **rates)
+    network = create_model(config)
     network.set_train(True)
+    images = case_input("nano_v2")
+    factors = draw_drop_path(config.model.drop_path_rates, len(images), np.random.default_rng(0))
+    assert (factors == 0).any()
 
-    def loss(images):
-        return ops.logsumexp(network(images), -1).mean()
+    def loss(images, drop_path):
+        return ops.logsumexp(network(images, drop_path), -1).mean()
 
-    value, gradients = ms.value_and_grad(loss, None, network.trainable_params())(ms.Tensor(case_input("nano_v2")))
+    differentiated = ms.value_and_grad(loss, None, network.trainable_params())
+    value, gradients = differentiated(ms.Tensor(images), ms.Tensor(factors))
     return [value.asnumpy(), *(gradient.asnumpy() for gradient in gradients)]
 
 

@@ -9,28 +9,29 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
+from focal.distributed.device import Device
 from focal.trainers.losses import SoftTargetCrossEntropy
 from focal.trainers.optimizer import create_optimizer
-from focal.trainers.train_one_step import OUTPUTS, Ranks, TrainOneStep, trained_parameters
+from focal.trainers.train_one_step import StepOutputs, TrainOneStep, trained_parameters
 
 RATE = 0.05
-ALONE = Ranks()
+ALONE = Device()
 
 
 @pytest.fixture
 def make_step(make_config, toy_network):
-    def make(seed=0, ranks=ALONE, with_counter=False, **overrides):
+    def make(seed=0, device=ALONE, with_counter=False, **overrides):
         config = make_config(ema_decay=0.9, weight_decay=0.1, **overrides)
         network = toy_network(seed, with_counter)
         weights = trained_parameters(network)
         optimizer = create_optimizer(weights, config.optim, config.model, np.full(20, RATE))
-        return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, ranks)
+        return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, device)
 
     return make
 
 
 def run(step, inputs, targets):
-    return dict(zip(OUTPUTS, (float(value.asnumpy()) for value in step(Tensor(inputs), Tensor(targets)))))
+    return StepOutputs(*step(Tensor(inputs), Tensor(targets)).asnumpy().tolist())._asdict()
 
 
 def state_of(step, without=()):
@@ -145,7 +146,7 @@ def pretend_other_rank(step, flag):
 
 @pytest.mark.parametrize("flag", [0.0, 1.0])
 def test_ranks_agree_on_finiteness(make_step, batch, flag):
-    step = make_step(ranks=Ranks(0, 2))
+    step = make_step(device=Device(0, 2))
     pretend_other_rank(step, flag)
     before = weights_of(step)
     outputs = run(step, *batch(0))
@@ -155,7 +156,7 @@ def test_ranks_agree_on_finiteness(make_step, batch, flag):
 
 
 def test_mean_over_ranks_is_taken_once(make_step, batch):
-    alone, pair = make_step(), make_step(ranks=Ranks(0, 2))
+    alone, pair = make_step(), make_step(device=Device(0, 2))
     pretend_other_rank(pair, 0.0)
     one, two = run(alone, *batch(0)), run(pair, *batch(0))
     assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-6)
@@ -163,7 +164,7 @@ def test_mean_over_ranks_is_taken_once(make_step, batch):
 
 
 def test_random_counter_starts_at_the_rank_and_advances_by_the_world(make_step, batch):
-    step = make_step(with_counter=True, ranks=Ranks(3, 8))
+    step = make_step(with_counter=True, device=Device(3, 8))
     pretend_other_rank(step, 0.0)
     assert int(step.random_counter.asnumpy()) == 3
     run(step, *batch(0))

@@ -14,7 +14,7 @@ from focal.distributed.device import Device
 from focal.distributed.signals import StopSignals
 from focal.trainers import trainer as training_module
 from focal.trainers.train_one_step import OUTPUTS
-from focal.trainers.trainer import Outputs, Training
+from focal.trainers.trainer import Outputs, Trainer
 
 STEPS_PER_EPOCH = 4
 
@@ -33,17 +33,17 @@ class Recorder:
 @pytest.fixture
 def run(make_config, tmp_path, monkeypatch):
     """A training from `progress` on; returns what it saved, how many steps it took, and where it is."""
-    monkeypatch.setattr(training_module, "compile_ahead", lambda *arguments: None)
+    monkeypatch.setattr(training_module, "compile_ahead", lambda *arguments: True)
     monkeypatch.setattr(training_module, "collect_tensors", lambda *arguments: {})
-    monkeypatch.setattr(Training, "_evaluate", lambda self: "")
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: "")
 
     def run(progress=None, **keys):
         config = make_config(epochs=3, warmup_length=0, cool_length=0, **keys)
         steps, last = [], Recorder()
 
-        def step(images, targets):
+        def step(images, targets, drop_path):
             steps.append(1)
-            return tuple(Tensor(np.float32(0)) for _ in OUTPUTS)
+            return Tensor(np.zeros(len(OUTPUTS), np.float32))
 
         class Data:
             steps_per_epoch = STEPS_PER_EPOCH
@@ -52,12 +52,12 @@ def run(make_config, tmp_path, monkeypatch):
                 return 0
 
             def epoch(self, epoch, first):
-                yield from ((np.zeros(1, np.float32),) * 2 for _ in range(first, STEPS_PER_EPOCH))
+                yield from ((np.zeros(1, np.float32),) * 3 for _ in range(first, STEPS_PER_EPOCH))
 
         metrics = SimpleNamespace(write=lambda *arguments: None)
         outputs = Outputs(metrics, last, BestCheckpoints(tmp_path, 1))
         progress = progress or Progress()
-        training = Training(config, Device(), step, None, Data(), None, progress, outputs, StopSignals())
+        training = Trainer(config, Device(), step, None, Data(), None, progress, outputs, StopSignals())
         assert training.run() == 0
         return last.saved, len(steps), progress
 

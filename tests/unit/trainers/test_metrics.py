@@ -1,4 +1,4 @@
-"""Records, summaries and the stop on divergence."""
+"""metrics.jsonl and TensorBoard events: written whole, read back, taken back on resume, and a full disk."""
 
 from __future__ import annotations
 
@@ -9,26 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-from mindspore import Tensor
 from tensorboardX.proto.event_pb2 import Event
 
-from focal.trainers.callbacks import (
-    DivergenceGuard,
-    MetricsFiles,
-    Summary,
-    TrainingDiverged,
-    UpdateQueue,
-    format_duration,
-)
-from focal.trainers.train_one_step import OUTPUTS
+from focal.trainers.metrics import MetricsFiles
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-
-
-def row(loss=1.0, norm=2.0, lr=0.1, scale=8.0, nonfinite=0.0, in_a_row=0.0):
-    return np.array([1.0, loss, norm, lr, scale, nonfinite, in_a_row])
+SOURCES = Path(__file__).resolve().parents[3] / "src"
 
 
 def all_events(folder):
@@ -47,50 +32,6 @@ def read_events(folder):
     """All scalars (tag, step, value) of the event files in a folder."""
     return [(value.tag, event.step, value.simple_value) for event in all_events(folder)
             for value in event.summary.value]  # fmt: skip
-
-
-def test_queue_fetches_each_update_once():
-    queue = UpdateQueue()
-    for number in range(3):
-        queue.add(tuple(Tensor(np.float32(number + i)) for i in range(len(OUTPUTS))))
-    assert len(queue) == 3
-    assert (queue.fetch() == np.arange(3)[:, None] + np.arange(len(OUTPUTS))).all()
-    assert len(queue) == 0 and queue.fetch().shape == (0, len(OUTPUTS))
-
-
-def test_summary_leaves_non_finite_updates_out_of_the_means():
-    summary = Summary(images_per_update=10)
-    summary.add(np.array([row(loss=1), row(loss=np.nan, norm=np.inf, nonfinite=1, in_a_row=1), row(loss=2, norm=5)]))
-    figures = summary.take()
-    assert (figures["loss"], figures["grad_norm"], figures["nonfinite"], figures["updates"]) == (1.5, 5.0, 1, 3)
-    assert summary.take() is None
-    summary.add(np.array([row(loss=np.nan, nonfinite=1)]))
-    assert summary.take()["loss"] is None
-
-
-def test_summary_times_only_updates_after_the_clock_was_restarted(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr("focal.trainers.callbacks.time.time", lambda: now[0])
-    summary = Summary(images_per_update=10)
-    now[0] = 150.0  # compilation
-    summary.add(np.array([row()]))
-    summary.restart_clock()
-    now[0] = 152.0
-    summary.add(np.array([row(), row()]))
-    figures = summary.take()
-    assert (figures["updates"], figures["images_per_second"]) == (3, 10.0)
-
-
-def test_divergence_stops_after_n_in_a_row_with_a_report(caplog):
-    logging.getLogger("focal").propagate = True
-    guard = DivergenceGuard(3)
-    guard.check(
-        np.array([row(loss=0.5), row(nonfinite=1, in_a_row=1), row(nonfinite=1, in_a_row=2), row(loss=0.25)]), 1
-    )
-    guard.check(np.array([row(nonfinite=1, in_a_row=1, norm=np.nan, scale=4), row(nonfinite=1, in_a_row=2)]), 5)
-    with pytest.raises(TrainingDiverged, match="3 non-finite updates in a row, the last good one: update 4"):
-        guard.check(np.array([row(nonfinite=1, in_a_row=3)]), 7)
-    assert "0.25" in caplog.text and "(good)" in caplog.text and "nan" in caplog.text
 
 
 def test_metrics_and_events_are_written_and_read_back(tmp_path):
@@ -154,7 +95,7 @@ def test_a_full_disk_does_not_stop_the_training(tmp_path):
     program = """
 import json, logging, resource, signal, sys
 from pathlib import Path
-from focal.trainers.callbacks import MetricsFiles
+from focal.trainers.metrics import MetricsFiles
 logging.basicConfig(level=logging.INFO, stream=sys.stdout)
 files = MetricsFiles(sys.argv[1], sys.argv[1] + "/tensorboard")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -171,7 +112,7 @@ print("went on", len(losses) > 5, set(losses[:-1]) == {1.0}, losses[-1])
 """
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
-        cwd=REPOSITORY / "src",
+        cwd=SOURCES,
         capture_output=True,
         text=True,
         timeout=120,
@@ -190,8 +131,3 @@ def test_without_tensorboardx_the_other_records_are_written(tmp_path, monkeypatc
     files.close()
     assert "pip install tensorboardX" in caplog.text and not (tmp_path / "tensorboard").exists()
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 1.0
-
-
-@pytest.mark.parametrize("seconds, text", [(59, "0:00:59"), (3661, "1:01:01"), (2 * 86400 + 5, "2 d 0:00:05")])
-def test_durations(seconds, text):
-    assert format_duration(seconds) == text

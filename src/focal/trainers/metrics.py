@@ -1,4 +1,4 @@
-"""What watches a training: the log, metrics.jsonl, TensorBoard events, and the stop on divergence."""
+"""Records of a training: metrics.jsonl, and the same figures as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -10,125 +10,9 @@ import time
 from pathlib import Path
 from typing import Any, Optional
 
-import numpy as np
-
-from focal.errors import UserError
 from focal.json_files import finite_or_none
-from focal.trainers.train_one_step import OUTPUTS
 
 logger = logging.getLogger("focal")
-
-
-class TrainingDiverged(UserError):
-    """Too many non-finite updates in a row."""
-
-
-class UpdateQueue:
-    """Outputs of the step that are still on the device.
-
-    Fetching waits for the device, so it is done every few updates, not at each.
-    """
-
-    def __init__(self) -> None:
-        self._pending: list[tuple] = []
-
-    def add(self, outputs: tuple) -> None:
-        """Take the outputs of an update, as the step returned them."""
-        self._pending.append(outputs)
-
-    def __len__(self) -> int:
-        return len(self._pending)
-
-    def fetch(self) -> np.ndarray:
-        """float64 (n, len(OUTPUTS)) of the n updates since the last call."""
-        fetched = [[float(value.asnumpy()) for value in outputs] for outputs in self._pending]
-        self._pending = []
-        return np.array(fetched, np.float64).reshape(len(fetched), len(OUTPUTS))
-
-
-class Summary:
-    """Figures over some updates, and their speed.
-
-    Args:
-        images_per_update: over all ranks.
-    """
-
-    def __init__(self, images_per_update: int) -> None:
-        self.images_per_update = images_per_update
-        self._rows: list[np.ndarray] = []
-        self.restart_clock()
-
-    def add(self, rows: np.ndarray) -> None:
-        """Take fetched updates (n, len(OUTPUTS))."""
-        self._rows.extend(rows)
-        self._timed += len(rows)
-
-    def restart_clock(self) -> None:
-        """Time from now on: what came before was no training (compilation, evaluation)."""
-        self._clock = time.time()
-        self._timed = 0
-
-    def take(self) -> Optional[dict[str, Any]]:
-        """Figures of the updates since the last call, None if there were none; starts anew."""
-        seconds, timed = time.time() - self._clock, self._timed
-        rows, self._rows = np.array(self._rows), []
-        self.restart_clock()
-        if not len(rows):
-            return None
-        columns = dict(zip(OUTPUTS, rows.T))
-        finite = columns["nonfinite"] == 0
-        return {
-            "updates": len(rows),
-            "loss": float(columns["loss"][finite].mean()) if finite.any() else None,
-            "grad_norm": float(columns["grad_norm"][finite][-1]) if finite.any() else None,
-            "lr": float(columns["lr"][-1]),
-            "scale": float(columns["scale"][-1]),
-            "nonfinite": int((~finite).sum()),
-            "images_per_second": round(timed * self.images_per_update / seconds, 2) if timed and seconds > 0 else None,
-        }
-
-
-class DivergenceGuard:
-    """Stops a training after too many non-finite updates in a row, with what one needs to find the cause."""
-
-    KEPT = 20  # updates shown in the report
-
-    def __init__(self, most_in_a_row: int, report: bool = True) -> None:
-        self.most_in_a_row = most_in_a_row
-        self.report = report  # on one rank: all see the same
-        self._recent: list[tuple[int, dict[str, float]]] = []
-        self._last_good: Optional[tuple[int, dict[str, float]]] = None
-
-    def check(self, rows: np.ndarray, first_update: int) -> None:
-        """Look at fetched updates (n, len(OUTPUTS)), the first of which is number `first_update` (from 1).
-
-        Raises:
-            TrainingDiverged: the limit is reached.
-        """
-        for number, row in enumerate(rows, start=first_update):
-            values = dict(zip(OUTPUTS, row))
-            self._recent = [*self._recent, (number, values)][-self.KEPT :]
-            if values["nonfinite"] == 0:
-                self._last_good = (number, values)
-            if values["nonfinite_in_a_row"] >= self.most_in_a_row:
-                if self.report:
-                    self._write_report()
-                good = f"update {self._last_good[0]}" if self._last_good else "none in this run"
-                raise TrainingDiverged(
-                    f"training diverged: {self.most_in_a_row} non-finite updates in a row, the last good one: {good}; "
-                    "lower base_lr, lengthen warmup_length or use amp_level O0, then --resume auto "
-                    "--allow_config_change True"
-                )
-
-    def _write_report(self) -> None:
-        lines = [f"{'update':>8} {'loss':>12} {'grad norm':>12} {'lr':>12} {'scale':>12}"]
-        shown = list(self._recent)
-        if self._last_good is not None and self._last_good[0] < shown[0][0]:
-            shown.insert(0, self._last_good)
-        for number, values in shown:
-            figures = " ".join(f"{values[name]:12.6g}" for name in ("loss", "grad_norm", "lr", "scale"))
-            lines.append(f"{number:8d} {figures}{'' if values['nonfinite'] else '  (good)'}")
-        logger.error("the last updates before the stop:\n%s", "\n".join(lines))
 
 
 class MetricsFiles:
@@ -240,10 +124,3 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             records.append(json.loads(line))
     return records
-
-
-def format_duration(seconds: float) -> str:
-    """h:mm:ss, or days in front of it."""
-    days, rest = divmod(int(seconds), 86400)
-    text = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
-    return f"{days} d {text}" if days else text

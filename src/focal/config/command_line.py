@@ -1,0 +1,99 @@
+"""Build a `Config` from a command line: `--config FILE` and a flag per key."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Optional
+
+from focal.config.architectures import PAPER_TOP1, arch_defaults
+from focal.config.loading import all_keys, load_config, read_keys, suggestion
+from focal.config.schema import DEFAULT_ARCH, Config, ConfigError
+from focal.config.yaml_files import CONFIG_FOLDER
+
+
+def config_from_command_line(
+    argv: Sequence[str], description: str, defaults: Optional[Mapping[str, Any]] = None, tolerate_unknown: bool = False
+) -> tuple[Config, list[str]]:
+    """Build the configuration of a job from its command line.
+
+    Without `--config`, the file is configs/<arch>.yaml of the repository.
+
+    Args:
+        argv: arguments without the program name: `--key value` or `--key=value`; `--batch-size` is `--batch_size`.
+        description: first line of `--help`.
+        defaults: values of keys that neither YAML nor flags give.
+        tolerate_unknown: return unknown flags instead of refusing them, because cloud platforms add flags of their
+            own. `--run_openi True` on the command line has the same effect.
+
+    Returns:
+        The configuration, and the unknown arguments that were tolerated.
+
+    Raises:
+        ConfigError: see `load_config`; also for an unknown flag.
+    """
+    flags, unknown = _make_parser(description).parse_known_args([_with_underscores(argument) for argument in argv])
+    given = vars(flags)
+    config_file = given.pop("config", None)
+    if unknown and not (tolerate_unknown or str(given.get("run_openi")).lower() == "true"):
+        raise ConfigError(_unknown_argument(unknown[0]))
+    path = _file_of_arch(given.get("arch", DEFAULT_ARCH)) if config_file is None else Path(config_file)
+    file_keys = read_keys(path)
+    _check_arch_flag(given, file_keys, path)
+    return load_config({**(defaults or {}), **file_keys}, given), unknown
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _make_parser(description: str) -> argparse.ArgumentParser:
+    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument(
+        "--config", "--config_file", dest="config", metavar="FILE", help="YAML file (default: configs/<arch>.yaml)"
+    )
+    for name, key in all_keys().items():
+        default = "none" if key.field.default is None else key.field.default
+        help_text = f"{key.field.metadata['help']} (default: {default})".replace("%", "%%")
+        parser.add_argument(f"--{name}", metavar=name.upper(), help=help_text)
+    return parser
+
+
+def _with_underscores(argument: str) -> str:
+    """`--batch-size=3` -> `--batch_size=3`; anything but the name of a flag stays as it is."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _unknown_argument(argument: str) -> str:
+    if not argument.startswith("--"):
+        return f"unexpected argument {argument!r}; settings are given as --key value"
+    name = argument[2:].split("=")[0]
+    return f"unknown flag --{name}{suggestion(name)}"
+
+
+def _file_of_arch(arch: str) -> Path:
+    if not CONFIG_FOLDER.is_dir():
+        raise ConfigError(
+            f"config: the file configs/{arch}.yaml is part of the repository, not of the installed package; give "
+            "--config FILE"
+        )
+    return CONFIG_FOLDER / f"{arch}.yaml"
+
+
+def _check_arch_flag(flags: Mapping[str, Any], file_keys: Mapping[str, Any], path: Path) -> None:
+    """Refuse `--arch` with the file of another network, whose keys would take precedence over what the name implies."""
+    arch = flags.get("arch")
+    if arch not in PAPER_TOP1 or file_keys.get("arch", arch) == arch:
+        return
+    for name, implied in arch_defaults(arch, {}).items():
+        if name in ("drop_path_rate", "image_size"):  # these belong to a recipe, which may suit many networks
+            continue
+        if name in file_keys and name not in flags and all_keys()[name].coerce(file_keys[name]) != implied:
+            raise ConfigError(
+                f"arch: {arch} has {name} {implied}, but {path} sets {file_keys[name]}; omit --config or --arch"
+            )

@@ -1,0 +1,227 @@
+"""What is said of a training while it runs, and the end of one that diverges."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any, Optional
+
+import numpy as np
+from mindspore import Tensor
+
+from focal.checkpoint.resume import Progress
+from focal.config import Config
+from focal.distributed.device import Device
+from focal.errors import UserError
+from focal.trainers.metrics import MetricsFiles
+from focal.trainers.train_one_step import OUTPUTS, StepOutputs
+
+logger = logging.getLogger("focal")
+
+
+class TrainingDiverged(UserError):
+    """Too many non-finite steps in a row."""
+
+
+class TrainingLog:
+    """Takes the outputs of each step; writes a record and a line every `log_steps`, and a line per epoch.
+
+    Outputs stay on the device until they are needed, because fetching them waits for the device.
+
+    Args:
+        config: of the job.
+        device: this process; all ranks look for divergence, rank 0 alone writes.
+        metrics: where records go, on rank 0.
+        steps_per_epoch: of one rank.
+    """
+
+    def __init__(self, config: Config, device: Device, metrics: Optional[MetricsFiles], steps_per_epoch: int) -> None:
+        self.log_steps = config.run.log_steps
+        self.eval_every = config.run.eval_every
+        self.metrics = metrics
+        self.micro_batches_per_epoch = steps_per_epoch * config.step.accumulation_step
+        self.images_per_step = config.data.batch_size * device.world_size * config.step.accumulation_step
+        self.images_per_epoch = steps_per_epoch * self.images_per_step
+        self.line, self.epoch = Summary(self.images_per_step), Summary(self.images_per_step)
+        self.guard = DivergenceGuard(config.step.max_nonfinite_steps, report=device.is_main)
+        self.pending: list[Tensor] = []
+        self.evaluation_seconds = 0.0
+        self.started = time.time()
+        self.first_step: Optional[int] = None  # of this process
+
+    def step(self, outputs: Tensor, progress: Progress) -> None:
+        """Take the outputs of the step that `progress` has just counted.
+
+        Raises:
+            TrainingDiverged: see `DivergenceGuard`.
+        """
+        self.pending.append(outputs)
+        if self.first_step is None:
+            self.first_step = progress.update
+            self.fetch(progress)
+            logger.info("first step done after %.0f s, compilation included", time.time() - self.started)
+            self.restart_clock()
+        elif len(self.pending) >= self.guard.most_in_a_row:
+            self.fetch(progress)
+        if progress.update % self.log_steps == 0:
+            self.write_line(progress)
+
+    def fetch(self, progress: Progress) -> None:
+        """Bring the outputs of the latest steps here, and stop the training if they show that it has diverged."""
+        rows = np.array([outputs.asnumpy() for outputs in self.pending], np.float64).reshape(-1, len(OUTPUTS))
+        self.pending = []
+        first = progress.update - len(rows) + 1
+        for number, row in enumerate(rows, start=first):
+            if StepOutputs(*row).nonfinite == 0:
+                progress.last_good_update = number
+        self.line.add(rows)
+        self.epoch.add(rows)
+        self.guard.check(rows, first)
+
+    def write_line(self, progress: Progress) -> None:
+        """Record the steps since the last record; within an epoch, say so on the terminal too."""
+        self.fetch(progress)
+        figures = self.line.take()
+        if figures is None or self.metrics is None:
+            return
+        epoch = self.epoch_of(progress)
+        self.metrics.write("train", progress.update, epoch, figures)
+        if progress.step_in_epoch < self.micro_batches_per_epoch:
+            logger.info("epoch %.2f, step %d: %s", epoch, progress.update, describe(figures))
+
+    def take_epoch(self, progress: Progress) -> Optional[dict[str, Any]]:
+        """Record what is left of an epoch that is over; returns its figures."""
+        self.write_line(progress)
+        return self.epoch.take()
+
+    def epoch_line(self, figures: Optional[dict[str, Any]], results: str, done: int, epochs: int) -> None:
+        """Say how an epoch went.
+
+        Args:
+            figures: from `take_epoch`.
+            results: of the evaluation, or nothing.
+            done: epochs done, this one included.
+            epochs: of the whole training.
+        """
+        if figures is not None:
+            left = self.time_left(figures, epochs - done)
+            logger.info("epoch %d/%d: %s%s%s", done, epochs, describe(figures), results, left)
+
+    def time_left(self, figures: dict[str, Any], epochs_left: int) -> str:
+        if not figures["images_per_second"]:
+            return ""
+        training = epochs_left * self.images_per_epoch / figures["images_per_second"]
+        evaluations = epochs_left // self.eval_every * self.evaluation_seconds
+        return f", {format_duration(training + evaluations)} left"
+
+    def epoch_of(self, progress: Progress) -> float:
+        """Epochs done, with a fraction."""
+        return progress.position(self.micro_batches_per_epoch)
+
+    def restart_clock(self) -> None:
+        """Time from now on: what came before was not training."""
+        self.line.restart_clock()
+        self.epoch.restart_clock()
+
+
+class Summary:
+    """Figures over some updates, and their speed.
+
+    Args:
+        images_per_update: over all ranks.
+    """
+
+    def __init__(self, images_per_update: int) -> None:
+        self.images_per_update = images_per_update
+        self._rows: list[np.ndarray] = []
+        self.restart_clock()
+
+    def add(self, rows: np.ndarray) -> None:
+        """Take fetched updates (n, len(OUTPUTS))."""
+        self._rows.extend(rows)
+        self._timed += len(rows)
+
+    def restart_clock(self) -> None:
+        """Time from now on: what came before was no training (compilation, evaluation)."""
+        self._clock = time.time()
+        self._timed = 0
+
+    def take(self) -> Optional[dict[str, Any]]:
+        """Figures of the updates since the last call, None if there were none; starts anew."""
+        seconds, timed = time.time() - self._clock, self._timed
+        rows, self._rows = np.array(self._rows), []
+        self.restart_clock()
+        if not len(rows):
+            return None
+        columns = dict(zip(OUTPUTS, rows.T))
+        finite = columns["nonfinite"] == 0
+        return {
+            "updates": len(rows),
+            "loss": float(columns["loss"][finite].mean()) if finite.any() else None,
+            "grad_norm": float(columns["grad_norm"][finite][-1]) if finite.any() else None,
+            "lr": float(columns["lr"][-1]),
+            "scale": float(columns["scale"][-1]),
+            "nonfinite": int((~finite).sum()),
+            "images_per_second": round(timed * self.images_per_update / seconds, 2) if timed and seconds > 0 else None,
+        }
+
+
+class DivergenceGuard:
+    """Stops a training after too many non-finite updates in a row, with what one needs to find the cause."""
+
+    KEPT = 20  # updates shown in the report
+
+    def __init__(self, most_in_a_row: int, report: bool = True) -> None:
+        self.most_in_a_row = most_in_a_row
+        self.report = report  # on one rank: all see the same
+        self._recent: list[tuple[int, dict[str, float]]] = []
+        self._last_good: Optional[tuple[int, dict[str, float]]] = None
+
+    def check(self, rows: np.ndarray, first_update: int) -> None:
+        """Look at fetched updates (n, len(OUTPUTS)), the first of which is number `first_update` (from 1).
+
+        Raises:
+            TrainingDiverged: the limit is reached.
+        """
+        for number, row in enumerate(rows, start=first_update):
+            values = dict(zip(OUTPUTS, row))
+            self._recent = [*self._recent, (number, values)][-self.KEPT :]
+            if values["nonfinite"] == 0:
+                self._last_good = (number, values)
+            if values["nonfinite_in_a_row"] >= self.most_in_a_row:
+                if self.report:
+                    self._write_report()
+                good = f"update {self._last_good[0]}" if self._last_good else "none in this run"
+                raise TrainingDiverged(
+                    f"training diverged: {self.most_in_a_row} non-finite updates in a row, the last good one: {good}; "
+                    "lower base_lr, lengthen warmup_length or use amp_level O0, then --resume auto "
+                    "--allow_config_change True"
+                )
+
+    def _write_report(self) -> None:
+        lines = [f"{'update':>8} {'loss':>12} {'grad norm':>12} {'lr':>12} {'scale':>12}"]
+        shown = list(self._recent)
+        if self._last_good is not None and self._last_good[0] < shown[0][0]:
+            shown.insert(0, self._last_good)
+        for number, values in shown:
+            figures = " ".join(f"{values[name]:12.6g}" for name in ("loss", "grad_norm", "lr", "scale"))
+            lines.append(f"{number:8d} {figures}{'' if values['nonfinite'] else '  (good)'}")
+        logger.error("the last updates before the stop:\n%s", "\n".join(lines))
+
+
+def describe(figures: dict[str, Any]) -> str:
+    """The figures of a `Summary` as a part of a line."""
+    loss = "not finite" if figures["loss"] is None else f"{figures['loss']:.4f}"
+    text = f"loss {loss}, lr {figures['lr']:.3e}"
+    if figures["images_per_second"]:
+        text += f", {figures['images_per_second']:.1f} images/s"
+    if figures["nonfinite"]:
+        text += f", {figures['nonfinite']} of {figures['updates']} steps not finite (scale {figures['scale']:g})"
+    return text
+
+
+def format_duration(seconds: float) -> str:
+    """h:mm:ss, or days in front of it."""
+    days, rest = divmod(int(seconds), 86400)
+    text = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+    return f"{days} d {text}" if days else text

@@ -1,0 +1,173 @@
+"""Flags: every key is one, they take precedence over YAML, and mistakes are refused."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from focal.config import ConfigError, config_from_command_line, load_config, to_flat_dict
+from focal.config.loading import all_keys
+from focal.config.yaml_files import CONFIG_FOLDER
+
+
+def from_flags(*argv, **options):
+    return config_from_command_line(list(argv), "a test", **options)
+
+
+def test_flags_win_over_yaml_and_yaml_over_the_scripts_defaults(write_yaml):
+    path = write_yaml("epochs: 77\nbatch_size: 10\n")
+    config, _ = from_flags("--config", path, "--batch_size", "12", defaults={"batch_size": 2, "log_steps": 3})
+    assert (config.optim.epochs, config.data.batch_size, config.run.log_steps) == (77, 12, 3)
+    assert config.optim.warmup_length == all_keys()["warmup_length"].field.default
+    assert from_flags("--config", path, "--epochs", "5", "--epochs", "9")[0].optim.epochs == 9  # the last flag
+
+
+def other_value(name: str) -> str:
+    """A flag's text for a legal value that is not the default."""
+    special = {
+        "arch": "focal_small_patch4_window7_224", "depths": "1,1,3,1", "num_heads": "1,1,1,1",
+        "focal_levels": "1,2,1,1", "focal_windows": "5,5,3,1", "expand_sizes": "1,2,2,1", "focal_stages": "0,2",
+        "image_size": "[192, 256]", "beta": "0.8,0.99", "image_mean": "0.1,0.2,0.3", "image_std": "0.1,0.2,0.3",
+        "crop_scale": "0.2,0.9", "crop_aspect": "0.5,1.5", "auto_augment": "rand-m5-n3", "qk_scale": "-0.5",
+        "crop_ratio": "0.9", "set": "ImageNet", "node_rank": "1", "node_num": "2", "master_addr": "10.0.0.7",
+        "base_lr": "1e-3", "min_lr": "1e-7", "eval_batch_size": "7", "device_num": "6", "freeze_stages": "2",
+        "dataset_sink_mode": "True", "lr_gamma": "0.5", "layer_decay": "0.5", "embed_dim": "192",
+        "use_conv_embed": "False",
+    }  # fmt: skip
+    if name in special:
+        return special[name]
+    default, limits = all_keys()[name].field.default, all_keys()[name].field.metadata
+    if "choices" in limits:
+        return str(next(choice for choice in limits["choices"] if choice != default))
+    if isinstance(default, bool):
+        return str(not default)
+    if isinstance(default, int):
+        return str(default + 2)
+    if isinstance(default, float):
+        return repr(default / 2 + 0.001)
+    return f"some {name}"
+
+
+COMPANIONS = {"node_rank": ["--node_num=2", "--device_num=2", "--master_port=8118"],
+              "node_num": ["--device_num=2", "--master_port=8118"]}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", all_keys())
+def test_every_key_is_a_flag_in_both_forms(name, write_yaml):
+    path = write_yaml("batch_size: 64\n")
+    text, companions = other_value(name), COMPANIONS.get(name, [])
+    spaced, _ = from_flags("--config", path, *companions, f"--{name}", text)
+    joined, _ = from_flags("--config", path, *companions, f"--{name}={text}")
+    hyphened, _ = from_flags("--config", path, *companions, f"--{name.replace('_', '-')}={text}")
+    assert spaced == joined == hyphened
+    without, _ = from_flags("--config", path, *companions)
+    if name != "set":  # has one legal value
+        assert to_flat_dict(spaced)[name] != to_flat_dict(without)[name]
+    assert spaced == load_config(path, {**{c[2:].split("=")[0]: c.split("=")[1] for c in companions}, name: text})
+
+
+# ---- --arch ----
+
+
+def test_the_arch_flag_implies_its_network_for_a_file_that_has_none(write_yaml):
+    config, _ = from_flags("--config", write_yaml("batch_size: 8\n"), "--arch", "focal_base_patch4_window7_224")
+    assert (config.model.embed_dim, config.model.focal_version) == (128, 1)
+
+
+def test_the_arch_flag_with_the_file_of_another_network_is_refused():
+    """The file's keys would win over what the name implies: a network that nobody published under that name."""
+    small = str(CONFIG_FOLDER / "focalv2_small_useconv_patch4_window7_224.yaml")
+    with pytest.raises(ConfigError, match=r"arch: focal_tiny_patch4_window7_224 has .*; omit --config or --arch"):
+        from_flags("--config", small, "--arch", "focal_tiny_patch4_window7_224")
+    from_flags("--config", small, "--arch", "focalv2_small_useconv_patch4_window7_224")
+    from_flags("--config", small, "--arch", "focalv2_own")
+
+
+def test_the_arch_flag_changes_the_network_of_a_recipe():
+    recipe = str(CONFIG_FOLDER / "finetune_folder.yaml")  # suits any of the networks
+    config, _ = from_flags("--config", recipe, "--arch", "focal_base_patch4_window7_224")
+    assert config.model.embed_dim == 128
+
+
+def test_the_arch_flag_alone_selects_its_file():
+    config, _ = from_flags("--arch=focal_tiny_patch4_window7_224", "--device_num=8")
+    expected = load_config(CONFIG_FOLDER / "focal_tiny_patch4_window7_224.yaml", {"device_num": 8})
+    assert config == expected and config.optim.warmup_length == 20
+
+
+def test_an_installed_package_knows_the_networks_but_not_the_files(tmp_path):
+    """`pip install .` copies src/focal alone: names work without a file, and the flag alone says what is missing."""
+    source = CONFIG_FOLDER.parent / "src" / "focal"
+    (tmp_path / "lib" / "python3" / "site-packages" / "focal").mkdir(parents=True)
+    site = tmp_path / "lib" / "python3" / "site-packages"
+    shutil.copytree(source / "config", site / "focal" / "config")
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy(source / name, site / "focal" / name)
+    code = """
+import focal, sys
+from focal.config import config_from_command_line
+assert focal.__file__.startswith(sys.argv[1]), focal.__file__
+assert focal.load_config({"arch": "focal_base_patch4_window7_224"}).model.embed_dim == 128
+try:
+    config_from_command_line(["--arch", "focal_base_patch4_window7_224"], "")
+except focal.ConfigError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code, str(site)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env={"PYTHONPATH": str(site)}
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == (
+        "config: the file configs/focal_base_patch4_window7_224.yaml is part of the repository, not of the installed "
+        "package; give --config FILE\n"
+    )
+
+
+# ---- mistakes ----
+
+
+def test_flags_cannot_be_abbreviated(write_yaml):
+    with pytest.raises(ConfigError, match="unknown flag --epoch; did you mean epochs"):
+        from_flags("--config", write_yaml(""), "--epoch=3")
+
+
+def test_a_stray_argument_is_refused(write_yaml):
+    with pytest.raises(ConfigError, match="unexpected argument '2'; settings are given as --key value"):
+        from_flags("--config", write_yaml(""), "--epochs", "3", "2")
+    with pytest.raises(ConfigError, match="--epochs.*expected one argument"):
+        from_flags("--config", write_yaml(""), "--epochs")
+
+
+def test_cloud_platforms_may_add_flags_of_their_own(write_yaml):
+    path = write_yaml("")
+    for options in (["--run_openi=True"], ["--run-openi", "true"]):
+        config, unknown = from_flags("--config", path, *options, "--multi_data_url=[]", "--ckpt_url", "x")
+        assert config.run.run_openi and unknown == ["--multi_data_url=[]", "--ckpt_url", "x"]
+    with pytest.raises(ConfigError, match="multi_data_url"):
+        from_flags("--config", path, "--run_openi=False", "--multi_data_url=[]")
+    assert from_flags("--config", path, "--ckpt_url=x", tolerate_unknown=True)[1] == ["--ckpt_url=x"]
+
+
+def test_help_lists_every_key():
+    command = [sys.executable, str(CONFIG_FOLDER.parent / "train.py"), "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and result.stderr == ""
+    assert "--config FILE" in result.stdout and "configs/<arch>.yaml" in result.stdout
+    listed = {line.split()[0] for line in result.stdout.splitlines() if line.startswith("  --")}
+    assert listed >= {f"--{name}" for name in all_keys()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--config", "configs/focal_tinny_patch4_window7_224.yaml"], "did you mean configs/focal_tiny_patch4"),
+     (["--epoch", "3"], "error: unknown flag --epoch; did you mean epochs?"),
+     (["--batch_size", "some"], "error: batch_size: 'some' is not an integer")],
+)  # fmt: skip
+def test_a_mistake_ends_the_script_with_one_line(arguments, message):
+    command = [sys.executable, "train.py", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=10, cwd=Path(CONFIG_FOLDER).parent)
+    assert result.returncode == 2 and result.stdout == ""
+    assert message in result.stderr and result.stderr.count("\n") == 1

@@ -1,0 +1,42 @@
+"""Declarations of the keys: their help, and which of them may change when a training is resumed."""
+
+import dataclasses
+
+import pytest
+
+from focal.config import load_config
+from focal.config.loading import all_keys
+from focal.config.schema import may_change_on_resume
+
+MAY_CHANGE = [
+    "allow_config_change", "cache_dir", "crop_ratio", "data_url", "dataset_sink_mode", "device_id",
+    "device_num", "device_target", "eval_batch_size", "eval_every", "file_format", "file_name", "graph_mode",
+    "json", "keep_best_max", "keep_checkpoint_max", "log_steps", "master_addr", "master_port",
+    "max_nonfinite_steps", "max_steps", "node_num", "node_rank", "num_parallel_workers", "pretrained",
+    "recompute", "resume", "run_openi", "save_every", "save_steps", "set", "skip_unreadable", "step_timeout",
+    "train_url", "use_ema", "worker_processes",
+]  # fmt: skip
+
+
+def test_only_keys_that_do_not_affect_the_training_may_change_on_resume():
+    assert sorted(name for name in all_keys() if may_change_on_resume(name)) == MAY_CHANGE
+    assert not may_change_on_resume("no_such_key")
+
+
+@pytest.mark.parametrize("name", all_keys())
+def test_help_is_a_sentence(name):
+    text = all_keys()[name].field.metadata["help"]
+    assert len(text) > 10 and text.endswith(".") and "\n" not in text
+    assert text[0].isupper() or text.split(":")[0] in ("multistep_lr", "polynomial", "eval.py", "export.py")
+
+
+@pytest.mark.parametrize("name", all_keys())
+def test_defaults_are_legal_values_of_their_type(name):
+    key = all_keys()[name]
+    assert key.coerce(key.field.default) == key.field.default
+
+
+def test_a_configuration_cannot_be_changed():
+    config = load_config({})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.model.embed_dim = 3
