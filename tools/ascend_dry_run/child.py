@@ -17,6 +17,7 @@ import mindspore as ms
 import numpy as np
 
 from focal.config import Config, load_config
+from focal.data import blank_batch
 from focal.distributed.device import Device, setup_device
 from focal.errors import UserError
 from focal.evaluation import EvalStep
@@ -46,10 +47,10 @@ def stand_in_for_other_ranks(ranks: int) -> None:
 
 def example_inputs(config: Config, what: str) -> tuple[ms.Tensor, ...]:
     """Inputs of the Cell that `build` returns, of the shapes and types that the product feeds it."""
+    if what == TRAIN:
+        return tuple(map(ms.Tensor, blank_batch(config)))
     batch = config.data.batch_size
     images = ms.Tensor(np.zeros((batch, config.model.in_channels, *config.model.image_hw), np.float32))
-    if what == TRAIN:
-        return images, ms.Tensor(np.zeros((batch, config.model.num_classes), np.float32))
     return images, ms.Tensor(np.zeros(batch, np.int32)), ms.Tensor(np.ones(batch, np.float32))
 
 
