@@ -61,12 +61,6 @@ def without_adapter(config: Config, device: Device) -> tuple[nn.Cell, tuple[Tens
     return Lstm(), tuple(Tensor(np.ones(shape), ms.float32) for shape in ((2, 1, 4), (1, 1, 4), (144, 1, 1)))
 
 
-def unfused_step(config: Config, device: Device) -> tuple[nn.Cell, tuple[Tensor, ...]]:
-    """The product's training step, without the fusion of its all-reduces."""
-    switch_all_reduce_fusion(False)
-    return build(config, "train", device), example_inputs(config, "train")
-
-
 def switch_all_reduce_fusion(enabled: bool) -> None:
     from mindspore.parallel._auto_parallel_context import auto_parallel_context
 

@@ -86,7 +86,8 @@ def compile_case(case: Case) -> dict[str, Any]:
         for output in outputs if isinstance(outputs, tuple) else (outputs,):
             output.asnumpy()
     except Exception as error:  # whatever the compiler says is the result
-        told["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        reason = str(error).partition("- C++ Call Stack")[0].replace("-----", "")
+        told["error"] = f"{type(error).__name__}: {' '.join(reason.split())[:500]}"
     return {**told, "peak_memory_bytes": int(ms.runtime.max_memory_allocated()), "seconds": time.time() - start}
 
 
