@@ -7,6 +7,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.parallel._auto_parallel_context import auto_parallel_context
 
 from focal.config import Config
 from focal.distributed.collectives import gradient_all_reduces
@@ -24,6 +25,11 @@ class Lstm(nn.Cell):
 
     def construct(self, x: Tensor, state: Tensor, weights: Tensor) -> Tensor:
         return self.lstm(x, state, state, weights)[0]
+
+
+def lstm_inputs() -> tuple[Tensor, ...]:
+    """Sequence, initial state and weights."""
+    return tuple(Tensor(np.ones(shape), ms.float32) for shape in ((2, 1, 4), (1, 1, 4), (144, 1, 1)))
 
 
 class BreaksEveryRule(nn.Cell):
@@ -46,25 +52,17 @@ class BreaksEveryRule(nn.Cell):
 
 
 def breaks_every_rule(config: Config, device: Device) -> tuple[nn.Cell, tuple[Tensor, ...]]:
-    """A Cell that compiles, and breaks all rules but this one."""
+    """A Cell that compiles, and breaks every rule but that it should."""
     del config, device
-    switch_all_reduce_fusion(False)
-    ones = {"x": (2, 1, 4), "state": (1, 1, 4), "weights": (144, 1, 1)}
-    inputs = [Tensor(np.ones(shape), ms.float32) for shape in ones.values()]
-    inputs += [Tensor(np.ones(shape), ms.float64) for shape in ((4, 8), (8,))]  # a LayerNorm that the chip has not
-    return BreaksEveryRule(), (*inputs, Tensor(np.ones(4), ms.int32))
+    auto_parallel_context().set_enable_all_reduce_fusion(False)
+    wide, row = Tensor(np.ones((4, 8)), ms.float64), Tensor(np.ones(8), ms.float64)  # the chip has no such LayerNorm
+    return BreaksEveryRule(), (*lstm_inputs(), wide, row, Tensor(np.ones(4), ms.int32))
 
 
 def without_adapter(config: Config, device: Device) -> tuple[nn.Cell, tuple[Tensor, ...]]:
     """A Cell that GE cannot take."""
     del config, device
-    return Lstm(), tuple(Tensor(np.ones(shape), ms.float32) for shape in ((2, 1, 4), (1, 1, 4), (144, 1, 1)))
-
-
-def switch_all_reduce_fusion(enabled: bool) -> None:
-    from mindspore.parallel._auto_parallel_context import auto_parallel_context
-
-    auto_parallel_context().set_enable_all_reduce_fusion(enabled)
+    return Lstm(), lstm_inputs()
 
 
 class OneMoreOperator(nn.Cell):

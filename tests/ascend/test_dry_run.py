@@ -40,7 +40,7 @@ CASES = {
     "version 2, eval, bf16": small_case(2, EVAL, "bf16"),
 }
 GE_CASES = {"version 2, train, O1, 910A, GE": small_case(2, TRAIN, "O1", soc=ATLAS_910A, jit_level="O2")}
-# Each breaks a rule; what is in them says controls.py.
+# Each breaks a rule; controls.py says how.
 CONTROLS = {
     "breaks every rule": Case(NANO_V2, ranks=8, build="tests.ascend.controls:breaks_every_rule"),
     "does not compile": Case(NANO_V2, build="tests.ascend.controls:not_compilable"),
@@ -48,7 +48,7 @@ CONTROLS = {
     "without adapter": Case(NANO_V2, soc=ATLAS_910A, jit_level="O2", build="tests.ascend.controls:without_adapter"),
 }
 
-# Launches of each case, reshapes not counted: measured. Fewer is better: lower the number. More needs a reason.
+# Launches of each case as measured, without reshapes. A smaller number may replace these; a larger one needs a reason.
 MOST_KERNELS = {
     "version 2, train, O1, 8 ranks": 0,
     "version 1, train, O0, 8 ranks, accumulation": 0,
@@ -144,7 +144,8 @@ def test_an_unlisted_acl_kernel_is_caught(runs):
 
 def test_one_operator_more_is_caught(runs):
     assert rules.failures(runs["larger evaluation"]) == []
-    assert rules.too_many_kernels(runs["larger evaluation"], MOST_KERNELS["version 2, eval, O1"]) != []
+    limit = sum(runs["version 2, eval, O1"].kernels().values())
+    assert rules.too_many_kernels(runs["larger evaluation"], limit) == [f"{limit + 1} kernels, more than {limit}"]
 
 
 def test_an_operator_without_an_adapter_for_ge_is_caught(runs):
