@@ -113,31 +113,6 @@ def prepare_stubs() -> Path:
     return folder
 
 
-def simulation_environment(stubs: Path, soc: str, ranks: int) -> dict[str, str]:
-    """Variables of a process in which MindSpore finds a simulated Ascend.
-
-    Args:
-        stubs: from `prepare_stubs`.
-        soc: name of the chip as CANN gives it, e.g. Ascend910B1 or Ascend910A.
-        ranks: processes of the job of which that process is rank 0.
-    """
-    cann, library = stubs / "cann", mindspore_folder() / "lib"
-    internal = library / "plugin" / "ascend" / "ms_kernels_internal"
-    paths = [cann / "lib64", library, library / "plugin" / "ascend", internal / "internal_kernel" / "lib",
-             internal / "asdops" / "lib"]  # fmt: skip
-    # Nothing of a launcher: MindSpore's own, too, sets none of it in simulation mode.
-    launcher = re.compile(r"MS_|RANK_|DEVICE_ID|MINDSPORE_HCCL|HCCL_|OMPI_|ASCEND_|LD_PRELOAD")
-    environment = {name: value for name, value in os.environ.items() if not launcher.match(name)}
-    environment.update(
-        ASCEND_HOME_PATH=str(cann), ASCEND_TOOLKIT_HOME=str(cann), ASCEND_OPP_PATH=str(cann / "opp"),
-        ASCEND_DRY_RUN_SOC=soc, LD_PRELOAD=str(stubs / "libchip_name.so"), LD_LIBRARY_PATH=":".join(map(str, paths)),
-        PYTHONPATH=str(stubs / "python"), MS_SIMULATION_LEVEL="1",
-    )  # fmt: skip
-    if ranks > 1:
-        environment.update(RANK_SIZE=str(ranks), RANK_ID="0", DEVICE_ID="0")
-    return environment
-
-
 def _make(folder: Path) -> None:
     """Everything that belongs into `stubs_folder`, in a new folder."""
     library_folder = folder / "cann" / "lib64"

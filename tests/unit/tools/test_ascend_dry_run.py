@@ -17,7 +17,7 @@ from tools.ascend_dry_run import rules, stubs
 from tools.ascend_dry_run.cases import TRAIN, Case, matrix
 from tools.ascend_dry_run.report import as_dict, as_matrix, as_text
 from tools.ascend_dry_run.result import COMPILING, AllReduce, DryRun, Primitive, read_dry_run
-from tools.graph_report.dump import REPOSITORY
+from tools.ascend_dry_run.simulate import REPOSITORY, simulation_environment
 
 SOUND = DryRun(
     {"MatMul": Primitive(4, "aclnn"), "LayerNorm": Primitive(2, "acl"), "Reshape": Primitive(9, "rt")},
@@ -186,7 +186,7 @@ def test_the_folder_of_the_stubs_can_be_chosen_and_names_version_and_sources(tmp
 def test_a_simulated_process_knows_nothing_of_the_launcher_around_it(tmp_path, monkeypatch):
     for name in ("MS_ROLE", "RANK_TABLE_FILE", "RANK_ID", "DEVICE_ID", "HCCL_CONNECT_TIMEOUT"):
         monkeypatch.setenv(name, "3")
-    alone = stubs.simulation_environment(tmp_path, "Ascend910A", 1)
+    alone = simulation_environment(tmp_path, "Ascend910A", 1)
     assert not {"MS_ROLE", "RANK_TABLE_FILE", "RANK_ID", "DEVICE_ID", "HCCL_CONNECT_TIMEOUT"} & set(alone)
     assert alone["ASCEND_DRY_RUN_SOC"] == "Ascend910A"
-    assert stubs.simulation_environment(tmp_path, "Ascend910B1", 8)["RANK_SIZE"] == "8"
+    assert simulation_environment(tmp_path, "Ascend910B1", 8)["RANK_SIZE"] == "8"
