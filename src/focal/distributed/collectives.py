@@ -33,7 +33,7 @@ def gradient_all_reduces(sizes: Sequence[int]) -> tuple:
     """A summing all-reduce per gradient; those with the same `fusion` are merged on Ascend and GPU."""
     from mindspore import ops
 
-    reduces = ()
+    reduces: tuple[ops.AllReduce, ...] = ()
     for index, bucket in enumerate(fusion_buckets(sizes), start=1):
         reduce = ops.AllReduce(ops.ReduceOp.SUM)
         reduce.add_prim_attr("fusion", bucket)

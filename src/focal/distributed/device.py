@@ -6,8 +6,10 @@ call that waits for other ranks ends the process with a message when it has wait
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -17,21 +19,26 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
 from focal.config.schema import RunConfig
+from focal.distributed.dynamic_cluster import Scheduler, turn_into_dynamic_cluster
 from focal.distributed.environment import Launch, check_device_num, detect_launch
 from focal.distributed.memory import use_one_memory_pool
 from focal.distributed.versions import check_numpy
 from focal.errors import UserError
+
+if TYPE_CHECKING:  # importing this module does not import the framework
+    from mindspore import Parameter
 
 logger = logging.getLogger("focal")
 
 TIMEOUT_EXIT_CODE = 75  # EX_TEMPFAIL: the job can be started again
 COLLECTIVE_TIMEOUT = 600.0  # seconds; ranks may differ by a compilation, not by more
 FIRST_STEP_TIMEOUT = 3600.0  # seconds for the first batch, the compilation and the first step
+FAILED_EXIT_TIMEOUT = 15  # seconds that a process of several may take to end after an error
 CALL_DEPTH = 10_000
 _BUCKET = 1 << 24  # float32 numbers per collective when broadcasting: 64 MiB
 
@@ -62,24 +69,31 @@ class Device:
 
 _world_size = 1  # of the process group; set once by setup_device
 _rank = 0
+_scheduler: Optional[Scheduler] = None  # started by this process, if it is rank 0 of a job without our launcher
 
 
 def setup_device(run: RunConfig) -> Device:
     """Set MindSpore's context and, in a job of several workers, form the process group.
 
-    To be called once, before any tensor or network exists.
+    Must be called once, before any tensor or network exists. A process that was launched with a rank table, or with
+    RANK_ID and RANK_SIZE alone, must call it before it imports MindSpore.
 
     Raises:
-        UserError: the target is not there, or `device_num` contradicts the launcher.
+        UserError: the target is not available, `device_num` contradicts the launcher, or the cluster cannot form.
     """
     check_numpy(np.__version__)
-    import mindspore as ms
-
     launch = detect_launch(os.environ)
+    scheduler = None
     if launch is not None:
         check_device_num(run.device_num, launch)
+        scheduler = turn_into_dynamic_cluster(launch, run)
     elif run.device_num > 1:
         raise UserError(f"device_num: {run.device_num}, but no workers were started; see docs/distributed.md")
+    if run.device_target == "Ascend":
+        for name, seconds in communication_timeouts(run.step_timeout).items():
+            os.environ.setdefault(name, seconds)
+    import mindspore as ms  # not before: when imported, it sets HCCL_CONNECT_TIMEOUT where nobody else has
+
     ms.set_context(mode=ms.PYNATIVE_MODE if run.graph_mode else ms.GRAPH_MODE)
     # A loop over the gradients of a large network is unrolled into calls nested once per gradient: Small has over 300,
     # and MindSpore's own limit of 1000 calls refuses its training step.
@@ -88,7 +102,26 @@ def setup_device(run: RunConfig) -> Device:
     # The scheduler of a dynamic cluster waits for its worker even where there is only one.
     if launch is None or (launch.world_size == 1 and launch.launcher != "dynamic_cluster"):
         return Device(target=run.device_target)
-    return _join_group(launch, run.device_target)
+    return _join_group(launch, run.device_target, scheduler)
+
+
+def communication_timeouts(step_timeout: float) -> dict[str, str]:
+    """Seconds that HCCL waits for another rank: longer than this project does, whose messages say more.
+
+    CANN's own defaults, 120 seconds to connect and 1836 in a collective, are shorter than the ranks may differ while
+    each compiles its graph.
+
+    Args:
+        step_timeout: the setting of that name; 0 (no watch) counts as the default limits.
+
+    Returns:
+        HCCL_CONNECT_TIMEOUT (CANN accepts 120 to 7200) and HCCL_EXEC_TIMEOUT (on Atlas training series at most 17340,
+        and rounded down to a multiple of 68).
+    """
+    longest = max(FIRST_STEP_TIMEOUT, step_timeout)
+    connect = min(int(longest) + 60, 7200)
+    execute = min(math.ceil((longest + 60) / 68) * 68, 17340)
+    return {"HCCL_CONNECT_TIMEOUT": str(connect), "HCCL_EXEC_TIMEOUT": str(execute)}
 
 
 def _set_target(run: RunConfig, launch: Optional[Launch]) -> None:
@@ -108,18 +141,29 @@ def _set_target(run: RunConfig, launch: Optional[Launch]) -> None:
             "use --device_target CPU, or see docs/distributed.md"
         ) from None
     if run.device_target == "Ascend":
-        # Atlas training cards (910A) default to float16 wherever an operator has it, norms and softmax included. Keep
-        # float32 there; matrix products have no float32 on those cards.
-        ms.device_context.ascend.op_precision.precision_mode("allow_fp32_to_fp16")
+        _set_precision()
 
 
-def _join_group(launch: Launch, target: str) -> Device:
-    global _rank, _world_size
+def _set_precision() -> None:
+    """Have each operator compute in the type the network asks for, as far as the chip can."""
+    from mindspore.device_context.ascend import op_precision
+
+    from focal.models.precision import ascend_chip, operator_precision
+
+    precision = operator_precision(ascend_chip())
+    op_precision.precision_mode(precision.mode)
+    if precision.has_hf32:
+        op_precision.conv_allow_hf32(False)
+        op_precision.matmul_allow_hf32(False)
+
+
+def _join_group(launch: Launch, target: str, scheduler: Optional[Scheduler]) -> Device:
+    global _rank, _world_size, _scheduler
     import mindspore as ms
     from mindspore.communication import get_group_size, get_rank, init
 
-    if launch.rank_table is not None:
-        os.environ["RANK_TABLE_FILE"] = str(launch.rank_table)  # HCCL wants the file, not ModelArts' folder
+    if scheduler is not None:
+        scheduler.watch(_scheduler_failed)
     # MindSpore itself gives up after MS_TOPO_TIMEOUT seconds, and says more about it.
     join_timeout = max(COLLECTIVE_TIMEOUT, float(os.environ.get("MS_TOPO_TIMEOUT") or 0) + 60.0)
     with waiting("the other workers to join the process group", join_timeout):
@@ -131,15 +175,47 @@ def _join_group(launch: Launch, target: str) -> Device:
                 f"cannot join the other workers (launched by {launch.launcher}, target {target}): {reason}; "
                 "see docs/distributed.md"
             ) from None
-    _rank, _world_size = int(get_rank()), int(get_group_size())
+    _rank, _world_size, _scheduler = int(get_rank()), int(get_group_size()), scheduler
+    atexit.register(_limit_exit)
     ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
+    if target == "Ascend":
+        fuse_all_reduces()
     local_rank, local_size = _place_on_machine()
     _take_back_interrupt()
     return Device(_rank, _world_size, local_rank, local_size, target)
 
 
+def fuse_all_reduces() -> None:
+    """Have the Ascend backend merge all-reduces with the same `fusion` number into one message (see collectives.py).
+
+    Kernel by kernel (jit_level O0 and O1) the numbers count only once this is switched on; compiled by GE (O2) they
+    count in any case. The public setting `comm_fusion` is no substitute: its mode `size` also switches fusion on, but
+    then splits the project's buckets again by sizes of its own.
+    """
+    try:
+        from mindspore.parallel._auto_parallel_context import auto_parallel_context
+
+        auto_parallel_context().set_enable_all_reduce_fusion(True)
+    except (ImportError, AttributeError) as error:
+        logger.warning("this MindSpore cannot fuse all-reduces (%s): each gradient is sent by itself, slowly", error)
+
+
+def _scheduler_failed(code: int) -> None:
+    _give_up(f"the scheduler of this job, started by rank 0, ended with exit code {code}; see the other ranks' logs")
+
+
+def _limit_exit() -> None:
+    """At the end of a process that fails: let the kernel end it if it has not ended after `FAILED_EXIT_TIMEOUT`.
+
+    MindSpore signs off from the scheduler when the process ends, and waits for an answer that may never come.
+    """
+    if _world_size > 1:  # `shutdown` was not reached
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(FAILED_EXIT_TIMEOUT)
+
+
 def _place_on_machine() -> tuple[int, int]:
-    """Local rank and local size, from what the ranks tell each other: no launcher but ours says them both."""
+    """Local rank and local size, from what the ranks tell each other: no launcher but ours sets them both."""
     identity = socket.gethostname()
     with contextlib.suppress(OSError):  # the same name on two machines: the boot id tells them apart
         identity += Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
@@ -253,7 +329,7 @@ def barrier(name: str, timeout: float = COLLECTIVE_TIMEOUT) -> None:
         all_reduce_sum(np.ones(1, np.float32), timeout + 60)
 
 
-def broadcast_parameters(parameters: Iterable[Any]) -> None:
+def broadcast_parameters(parameters: Iterable[Parameter]) -> None:
     """Give every rank rank 0's values of `parameters` (mindspore Parameters in the same order everywhere), in place.
 
     Values travel as 16-bit words, each a float32 in a sum with the other ranks' zeros: exact to the bit for any type.
@@ -279,11 +355,13 @@ def broadcast_parameters(parameters: Iterable[Any]) -> None:
 
 def shutdown() -> None:
     """Leave the process group together, so that no rank is taken for dead while another still works."""
-    global _rank, _world_size
+    global _rank, _world_size, _scheduler
     if _world_size == 1:
         return
     barrier("the end of the job")
     from mindspore.communication import release
 
     release()
-    _rank, _world_size = 0, 1
+    if _scheduler is not None:
+        _scheduler.job_has_ended()
+    _rank, _world_size, _scheduler = 0, 1, None

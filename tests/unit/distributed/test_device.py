@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +16,16 @@ import pytest
 
 from focal.config import load_config
 from focal.distributed import device as device_module
-from focal.distributed.device import all_reduce_sum, barrier, broadcast_parameters, setup_device, shutdown
+from focal.distributed.device import (
+    FIRST_STEP_TIMEOUT,
+    all_reduce_sum,
+    barrier,
+    broadcast_parameters,
+    communication_timeouts,
+    fuse_all_reduces,
+    setup_device,
+    shutdown,
+)
 from focal.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -126,3 +138,105 @@ def test_a_wait_that_ends_is_left_alone() -> None:
         "import time\nfrom focal.distributed.device import waiting\nwith waiting('nothing', 0.2): pass\ntime.sleep(0.5)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "src", timeout=30).returncode == 0
+
+
+@pytest.mark.parametrize("step_timeout", [0.0, 1.0, 1800.0, 7200.0, 1e6])
+def test_hccl_waits_as_long_as_we_do_within_the_ranges_of_every_chip(step_timeout: float) -> None:
+    seconds = {name: int(value) for name, value in communication_timeouts(step_timeout).items()}
+    connect, execute = seconds.pop("HCCL_CONNECT_TIMEOUT"), seconds.pop("HCCL_EXEC_TIMEOUT")
+    assert not seconds
+    assert 120 <= connect <= 7200
+    assert 0 < execute <= 17340 and execute % 68 == 0  # a 910A rounds down to a multiple of 68
+    longest = max(FIRST_STEP_TIMEOUT, step_timeout)
+    assert connect > longest or connect == 7200
+    assert execute > longest or execute == 17340
+
+
+# What setup_device leaves in the environment, printed by a process that has not imported MindSpore before.
+SHOW_TIMEOUTS = """
+import os, sys
+from focal.config import load_config
+from focal.distributed.device import setup_device
+from focal.errors import UserError
+try:
+    setup_device(load_config({"device_target": sys.argv[1]}).run)
+except UserError:
+    pass
+print(os.environ.get("HCCL_CONNECT_TIMEOUT"), os.environ.get("HCCL_EXEC_TIMEOUT"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "expected"),
+    [
+        ("Ascend", {}, "3660 3672"),
+        ("Ascend", {"HCCL_CONNECT_TIMEOUT": "300"}, "300 3672"),
+        ("Ascend", {"HCCL_EXEC_TIMEOUT": "680"}, "3660 680"),
+        ("CPU", {}, "600 None"),  # what MindSpore sets when it is imported
+    ],
+)
+def test_hccl_timeouts_are_set_before_mindspore_sets_its_own(target: str, given: dict[str, str], expected: str) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HCCL_")}
+    command = [sys.executable, "-c", SHOW_TIMEOUTS, target]
+    result = subprocess.run(
+        command, cwd=REPOSITORY / "src", env={**clean, **given}, capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout.splitlines()[-1] == expected, result.stderr
+
+
+def test_the_chip_decides_what_operators_may_compute_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mindspore.device_context.ascend import op_precision
+
+    from focal.models import precision
+
+    calls: dict[str, object] = {}
+    for name in ("precision_mode", "conv_allow_hf32", "matmul_allow_hf32"):
+        monkeypatch.setattr(op_precision, name, lambda value, name=name: calls.update({name: value}))
+    monkeypatch.setattr(precision, "ascend_chip", lambda: "ascend910b")
+    device_module._set_precision()
+    assert calls == {
+        "precision_mode": "must_keep_origin_dtype",
+        "conv_allow_hf32": False,
+        "matmul_allow_hf32": False,
+    }
+    calls.clear()
+    monkeypatch.setattr(precision, "ascend_chip", lambda: "ascend910")
+    device_module._set_precision()
+    assert calls == {"precision_mode": "allow_fp32_to_fp16"}
+
+
+def test_fusion_of_all_reduces_is_switched_on() -> None:
+    from mindspore.parallel._auto_parallel_context import auto_parallel_context
+
+    context = auto_parallel_context()
+    before = context.get_enable_all_reduce_fusion()
+    try:
+        context.set_enable_all_reduce_fusion(False)
+        fuse_all_reduces()
+        assert context.get_enable_all_reduce_fusion()
+    finally:
+        context.set_enable_all_reduce_fusion(before)
+
+
+def test_a_mindspore_without_that_switch_gets_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mindspore.parallel import _auto_parallel_context
+
+    monkeypatch.setattr(_auto_parallel_context, "auto_parallel_context", object)
+    logging.getLogger("focal").propagate = True
+    fuse_all_reduces()
+    assert "cannot fuse all-reduces" in caplog.text
+
+
+def test_a_failed_rank_that_cannot_end_is_ended() -> None:
+    """Stands in for MindSpore, which waits at the end of the process for a scheduler that has gone."""
+    code = (
+        "import atexit, time\n"
+        "from focal.distributed import device\n"
+        "device.FAILED_EXIT_TIMEOUT, device._world_size = 1, 2\n"
+        "atexit.register(time.sleep, 60); atexit.register(device._limit_exit)\n"
+        "raise SystemExit(2)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "src", timeout=30)
+    assert result.returncode == -signal.SIGALRM

@@ -8,8 +8,15 @@ import pytest
 from mindspore import Tensor, nn
 
 from focal.config import load_config
-from focal.models import create_model
-from focal.models.precision import CastOutput, apply_precision
+from focal.errors import UserError
+from focal.models import create_model, precision
+from focal.models.precision import (
+    CastOutput,
+    OperatorPrecision,
+    apply_precision,
+    operator_precision,
+    refuse_unsupported,
+)
 
 
 def make_network(**overrides):
@@ -100,3 +107,43 @@ def test_bf16_sets_bfloat16_products():
     apply_precision(network, "bf16")
     fc1 = network.layers[0].blocks[0].mlp.fc1
     assert fc1.bf16 and not fc1.fp16
+
+
+@pytest.mark.parametrize(
+    "chip, mode, has_hf32",
+    [
+        ("ascend910", "allow_fp32_to_fp16", False),  # 910A: must_keep_origin_dtype makes float32 products an error
+        ("ascend310p", "allow_fp32_to_fp16", False),
+        ("ascend910b", "must_keep_origin_dtype", True),  # A2: allow_fp32_to_fp16 takes float32 products away
+        ("ascend910_93", "must_keep_origin_dtype", True),
+        ("ascend950", "must_keep_origin_dtype", True),  # a chip that this code does not know
+    ],
+)
+def test_what_is_set_for_each_chip(chip, mode, has_hf32):
+    assert operator_precision(chip) == OperatorPrecision(mode, has_hf32)
+
+
+def on(monkeypatch, target, chip):
+    monkeypatch.setattr(precision, "ascend_chip", lambda: chip)
+    monkeypatch.setattr(precision.ms, "get_context", lambda name: {"device_target": target}[name])
+
+
+def test_bf16_on_a_910a_is_refused_before_anything_is_changed(monkeypatch):
+    network = make_network()
+    cells = [type(cell) for _, cell in network.cells_and_names()]
+    on(monkeypatch, "Ascend", "ascend910")
+    with pytest.raises(UserError, match=r"amp_level: bf16 .* this chip, ascend910, has no bfloat16; use O1"):
+        apply_precision(network, "bf16")
+    assert [type(cell) for _, cell in network.cells_and_names()] == cells
+
+
+@pytest.mark.parametrize("target, chip", [("Ascend", "ascend910b"), ("Ascend", "ascend910_93"), ("GPU", "")])
+def test_bf16_is_accepted_elsewhere(monkeypatch, target, chip):
+    on(monkeypatch, target, chip)
+    refuse_unsupported("bf16")
+
+
+@pytest.mark.parametrize("level", ["O0", "O1", "O2", "O3"])
+def test_every_other_level_is_accepted_on_a_910a(monkeypatch, level):
+    on(monkeypatch, "Ascend", "ascend910")
+    refuse_unsupported(level)
