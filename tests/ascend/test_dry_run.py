@@ -44,21 +44,22 @@ GE_CASES = {"version 2, train, O1, 910A, GE": small_case(2, TRAIN, "O1", soc=ATL
 CONTROLS = {
     "breaks every rule": Case(NANO_V2, ranks=8, build="tests.ascend.controls:breaks_every_rule"),
     "does not compile": Case(NANO_V2, build="tests.ascend.controls:not_compilable"),
+    "bfloat16 on a 910A": small_case(2, TRAIN, "bf16", soc=ATLAS_910A),
     "larger evaluation": small_case(2, EVAL, "O1", build="tests.ascend.controls:larger_evaluation"),
     "without adapter": Case(NANO_V2, soc=ATLAS_910A, jit_level="O2", build="tests.ascend.controls:without_adapter"),
 }
 
 # Launches of each case as measured, without reshapes. A smaller number may replace these; a larger one needs a reason.
 MOST_KERNELS = {
-    "version 2, train, O1, 8 ranks": 0,
-    "version 1, train, O0, 8 ranks, accumulation": 0,
-    "version 2, train, bf16, layer scale, dropout": 0,
-    "version 1, train, O3, lamb": 0,
-    "version 2, train, O2, adam_weight_decay, graph kernels": 0,
-    "version 1, train, O1, 910A": 0,
-    "version 1, eval, O3": 0,
-    "version 2, eval, O1": 0,
-    "version 2, eval, bf16": 0,
+    "version 2, train, O1, 8 ranks": 1373,
+    "version 1, train, O0, 8 ranks, accumulation": 1185,
+    "version 2, train, bf16, layer scale, dropout": 1574,
+    "version 1, train, O3, lamb": 2662,
+    "version 2, train, O2, adam_weight_decay, graph kernels": 1038,
+    "version 1, train, O1, 910A": 1165,
+    "version 1, eval, O3": 204,
+    "version 2, eval, O1": 194,
+    "version 2, eval, bf16": 194,
 }
 
 each_case = pytest.mark.parametrize("name", CASES)
@@ -121,6 +122,11 @@ def test_every_listed_acl_primitive_still_takes_an_acl_kernel_somewhere(runs):
 
 def test_a_network_that_does_not_compile_is_caught(runs):
     assert "MatMul" in rules.failures(runs["does not compile"])[0]
+
+
+def test_bfloat16_on_a_910a_is_refused_by_name_before_anything_compiles(runs):
+    assert rules.failures(runs["bfloat16 on a 910A"])[0].startswith("amp_level: bf16 needs an Atlas A2")
+    assert runs["bfloat16 on a 910A"].primitives == {}
 
 
 def test_operators_without_a_kernel_for_the_chip_are_caught(runs):

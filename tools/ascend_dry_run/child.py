@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -60,40 +61,43 @@ def build(config: Config, what: str, device: Device) -> ms.nn.Cell:
     return EvalStep(network).set_train(False)
 
 
-def compile_case(case: Case) -> dict[str, Any]:
-    """Build, compile, and run one step of the simulation. Returns what DryRun does not read from the log."""
-    start = time.time()
+def compile_case(case: Case, told: dict[str, Any]) -> None:
+    """Build, compile, and run one step of the simulation; fills in `told` what DryRun does not read from the log."""
     overrides = {**case.overrides, "device_target": "Ascend"}
     if case.batch:
         overrides["batch_size"] = case.batch
     config = load_config(case.config, overrides)
+    told.update(arch=config.model.arch, batch=config.data.batch_size)
     stand_in_for_other_ranks(case.ranks)
     device = setup_device(config.run)
-    ms.set_context(jit_config={"jit_level": case.jit_level})
+    ms.set_context(jit_config={"jit_level": "O0"})  # of what runs while the network is built: GE could not
     if case.build:
         module, _, function = case.build.partition(":")
         cell, inputs = getattr(importlib.import_module(module), function)(config, device)
     else:
         cell, inputs = build(config, case.what, device), example_inputs(config, case.what)
+    ms.set_context(jit_config={"jit_level": case.jit_level})
     sys.stderr.flush()
     os.write(2, f"\n{COMPILING}\n".encode())  # MindSpore's log is written there as well, unbuffered
-    told = {"arch": config.model.arch, "batch": config.data.batch_size, "error": ""}
-    try:
-        outputs = cell(*inputs)
-        for output in outputs if isinstance(outputs, tuple) else (outputs,):
-            output.asnumpy()
-    except Exception as error:  # whatever the compiler says is the result
-        reason = str(error).partition("- C++ Call Stack")[0].replace("-----", "")
-        told["error"] = f"{type(error).__name__}: {' '.join(reason.split())[:500]}"
-    return {**told, "peak_memory_bytes": int(ms.runtime.max_memory_allocated()), "seconds": time.time() - start}
+    outputs = cell(*inputs)
+    for output in outputs if isinstance(outputs, tuple) else (outputs,):
+        output.asnumpy()
+    told["peak_memory_bytes"] = int(ms.runtime.max_memory_allocated())
 
 
 def main() -> None:
     case_file, result_file = map(Path, sys.argv[1:])
+    start = time.time()
+    told: dict[str, Any] = {"error": ""}
     try:
-        told = compile_case(Case(**json.loads(case_file.read_text(encoding="utf-8"))))
+        compile_case(Case(**json.loads(case_file.read_text(encoding="utf-8"))), told)
     except UserError as error:
-        told = {"error": str(error)}
+        told["error"] = str(error)
+    except Exception as error:  # whatever the compiler says is the result
+        traceback.print_exc()
+        reason = str(error).partition("- C++ Call Stack")[0].rstrip(" -\n")
+        told["error"] = f"{type(error).__name__}: {' '.join(reason.split())[:500]}"
+    told["seconds"] = time.time() - start
     result_file.write_text(json.dumps(told), encoding="utf-8")
     sys.stderr.flush()
     os._exit(0)  # taking the simulated device down may crash, after all is known

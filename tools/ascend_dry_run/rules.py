@@ -44,7 +44,7 @@ ACL_ALLOWED = {
     "ReduceMean": "none; MeanExt (aclnn): not compared; the mean over tokens, and that over the batch",
     "ReduceSum": "none; MindSpore's differentiation sums the gradients of broadcast tensors by it",
     "Split": "none; once a step, of the factors of drop path",
-    "Stack": "none; once a step, for the sum over ranks",
+    "Stack": "none; once, for the sum over ranks and for the sums of an evaluation",
     "StridedSlice": "none; once a step, from the sum over ranks",
     "TensorMove": "none; MindSpore copies a parameter that is read before it is assigned",
     "UnsortedSegmentSum": "none; the gradient of the bias table, as large as there are heads",
