@@ -10,8 +10,8 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.parallel._auto_parallel_context import auto_parallel_context
 
 from focal.config import Config
-from focal.distributed.collectives import gradient_all_reduces
 from focal.distributed.device import Device
+from focal.trainers.gradient_buckets import gradient_all_reduces
 from tools.ascend_dry_run.cases import EVAL
 from tools.ascend_dry_run.child import build, example_inputs
 

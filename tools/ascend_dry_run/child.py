@@ -31,7 +31,7 @@ from tools.ascend_dry_run.result import COMPILING
 STEPS_PER_EPOCH = 1000  # only the schedule's constants depend on it
 
 
-def stand_in_for_other_ranks(ranks: int) -> None:
+def stand_in_for_other_ranks() -> None:
     """The one place where simulation cannot follow the product: a collective that runs outside a graph.
 
     MindSpore simulates rank 0 of RANK_SIZE without any other process, so such a collective returns nothing that means
@@ -40,7 +40,7 @@ def stand_in_for_other_ranks(ranks: int) -> None:
     from focal.distributed import device
 
     assert callable(device._place_on_machine)  # the name that is replaced; else nothing would be
-    device._place_on_machine = lambda: (0, ranks)
+    device._place_on_machine = lambda rank, world_size: (rank, world_size)
 
 
 def example_inputs(config: Config, what: str) -> tuple[ms.Tensor, ...]:
@@ -68,7 +68,7 @@ def compile_case(case: Case, told: dict[str, Any]) -> None:
         overrides["batch_size"] = case.batch
     config = load_config(case.config, overrides)
     told.update(arch=config.model.arch, batch=config.data.batch_size)
-    stand_in_for_other_ranks(case.ranks)
+    stand_in_for_other_ranks()
     device = setup_device(config.run)
     ms.set_context(jit_config={"jit_level": "O0"})  # of what runs while the network is built: GE could not
     if case.build:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from focal.distributed.collectives import BUCKET_BYTES
+from focal.trainers.gradient_buckets import BUCKET_BYTES
 from tools.ascend_dry_run.result import DryRun
 
 # Operators for which CANN has no kernel on the AI Core of the 910A and of Atlas A2, so that they run on the chip's few
@@ -73,7 +73,7 @@ def ai_cpu_operators(run: DryRun) -> list[str]:
 
 
 def unfused_all_reduces(run: DryRun) -> list[str]:
-    """More messages between ranks than buckets of gradients (see collectives.py), and one for the loss."""
+    """More messages between ranks than buckets of gradients (see gradient_buckets.py), and one for the loss."""
     buckets = math.ceil(sum(reduce.bytes for reduce in run.all_reduces) / BUCKET_BYTES)
     if len(run.all_reduces) <= buckets + 1:
         return []
