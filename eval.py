@@ -36,7 +36,7 @@ def check(config: Config) -> None:
 
 
 def evaluate_checkpoint(job: Job) -> int:
-    """Weights, data, network, figures; returns the exit code."""
+    """Load the weights, evaluate them on val and report; return the exit code."""
     from focal.checkpoint.weights import assign_weights, read_weights
     from focal.data import EvalData, check_data
     from focal.evaluation import EvalStep, evaluate
@@ -47,8 +47,8 @@ def evaluate_checkpoint(job: Job) -> int:
     checkpoint = str(config.run.pretrained)
     weights = read_weights(checkpoint, config.run.use_ema)
 
-    folder = check_data(config, job.storage.data_folder(), splits=("val",))
-    data = EvalData(config, folder, device.rank, device.world_size)
+    layout = check_data(config, job.storage.data_folder(), splits=("val",))
+    data = EvalData(config, layout, device.rank, device.world_size)
 
     network = create_model(config)
     logger.info("%s: %s", checkpoint, assign_weights(network, weights, checkpoint))

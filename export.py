@@ -28,7 +28,7 @@ def main() -> Optional[int]:
 
 
 def export(config: Config) -> int:
-    """The job: checks that cost nothing, device, network, file."""
+    """Check the job, build the network, export it and compare the file with it; return the exit code."""
     # MindSpore takes seconds to import: not before the command line is known to be right.
     from focal.checkpoint.weights import load_weights
     from focal.distributed.device import setup_device

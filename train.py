@@ -17,7 +17,7 @@ def main() -> int:
 
 
 def train(job: Job) -> int:
-    """Data, network, step, state, loop; returns the exit code."""
+    """Build data, network and step, resume if asked to, and run the loop; return the exit code."""
     from focal.data import EvalData, TrainData, check_data
     from focal.evaluation import EvalStep
     from focal.trainers.setup import build_network, build_train_step, open_outputs, resume_state
@@ -25,9 +25,9 @@ def train(job: Job) -> int:
 
     config, device, storage = job.config, job.device, job.storage
 
-    folder = check_data(config, storage.data_folder())
-    train_data = TrainData(config, folder, device.rank, device.world_size)
-    eval_data = EvalData(config, folder, device.rank, device.world_size)
+    layout = check_data(config, storage.data_folder())
+    train_data = TrainData(config, layout, device.rank, device.world_size)
+    eval_data = EvalData(config, layout, device.rank, device.world_size)
 
     network = build_network(config)
     train_step = build_train_step(config, network, train_data.steps_per_epoch, device)

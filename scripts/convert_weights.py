@@ -4,7 +4,7 @@
     python scripts/convert_weights.py --from best.ckpt --config configs/mine.yaml --to X.safetensors [--use_ema True]
 
 Weight files: .pth (with PyTorch, an optional extra; nothing in the file is executed), .safetensors, .npz.
---num_classes and --image_size may differ from the file's: the head, or what depends on the size, then starts anew.
+--num_classes and --image_size may differ from the file's: the head, or what depends on the size, is re-initialised.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ find_python() {
         fi
     done
     if [ -n "${FOCAL_PYTHON:-}" ]; then
-        echo "error: FOCAL_PYTHON: $FOCAL_PYTHON is no Python of version 3.9 to 3.12" >&2
+        echo "error: FOCAL_PYTHON: $FOCAL_PYTHON is not a Python of version 3.9 to 3.12" >&2
     else
         echo "error: no Python of version 3.9 to 3.12 found; install one, or name it: FOCAL_PYTHON=/path/to/python $0" >&2
     fi

@@ -11,7 +11,7 @@ versions=("$@")
 # What a job needs: configuration, network against the authors' figures, training trajectory, checkpoints, storage, and
 # train.py itself on one and on two processes.
 quick_tests=(
-    tests/unit/runtime
+    tests/unit/distributed
     tests/unit/checkpoint/test_files.py
     tests/numerics/test_train_trajectory.py
     "tests/numerics/test_model_parity.py::test_logits_and_stages[nano_v1]"

@@ -37,12 +37,12 @@ IMAGENET_IMAGES = 1_281_167
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """A cluster of equal servers. Defaults: Atlas 800 (8 x Ascend 910A, 192 cores), links and shares by assumption."""
+    """A cluster of equal servers. Defaults: Atlas 800 (8 x Ascend 910A, 192 cores); links and fractions are assumed."""
 
     peak: float = dataclasses.field(default=256e12, metadata={"help": "operations a second and card in float16"})
     bandwidth: float = dataclasses.field(default=1.2e12, metadata={"help": "bytes a second of a card's memory"})
-    matrix_share: float = dataclasses.field(default=0.5, metadata={"help": "share of the peak that products reach"})
-    memory_share: float = dataclasses.field(default=0.4, metadata={"help": "share of the bandwidth that kernels reach"})
+    matrix_fraction: float = dataclasses.field(default=0.5, metadata={"help": "fraction of the peak in products"})
+    memory_fraction: float = dataclasses.field(default=0.4, metadata={"help": "fraction of the bandwidth in kernels"})
     kernel_start: float = dataclasses.field(default=3e-6, metadata={"help": "seconds a kernel costs beside its work"})
     cards: int = dataclasses.field(default=8, metadata={"help": "cards per server"})
     link: float = dataclasses.field(default=24e9, metadata={"help": "bytes a second of a card within its server"})
@@ -127,8 +127,8 @@ def step_seconds(counts: StepCounts, machine: Machine, fused: bool) -> float:
     """Seconds of a step on one card alone, data at hand."""
     total = 0.0
     for number, operations, moved in counts.fused if fused else counts.unfused:
-        computing = operations / (machine.peak * machine.matrix_share)
-        moving = moved / (machine.bandwidth * machine.memory_share)
+        computing = operations / (machine.peak * machine.matrix_fraction)
+        moving = moved / (machine.bandwidth * machine.memory_fraction)
         total += number * (max(computing, moving) + machine.kernel_start)
     return total
 
@@ -155,7 +155,7 @@ def exposed_seconds(counts: StepCounts, cards: int, step: float, machine: Machin
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One number of cards: seconds of a step, images a second, share of perfect scaling, cores needed, the limit."""
+    """One number of cards: seconds of a step, images a second, fraction of perfect scaling, cores needed, the limit."""
 
     cards: int
     step: float
@@ -253,7 +253,7 @@ def read_cards(text: str) -> list[int]:
     """`1,8,64` -> [1, 8, 64]."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() and int(part) for part in parts):
-        raise UserError(f"number_of_cards: {text!r} is no list of numbers from 1 on, such as 1,8,64")
+        raise UserError(f"number_of_cards: {text!r} is not a list of numbers from 1 on, such as 1,8,64")
     return [int(part) for part in parts]
 
 

@@ -101,14 +101,14 @@ def evaluate(
         if not first_images:
             first_images, first_done = sums[3], time.time()
     seconds, seconds_after_first = time.time() - start, time.time() - first_done
-    share_after_first = 1 - first_images / sums[3] if sums[3] else 0.0
+    fraction_after_first = 1 - first_images / sums[3] if sums[3] else 0.0
     sums = _add_over_ranks(sums)
     _check_unreadable(data, skip_unreadable)
     if sums[3] == 0:
         raise UserError("evaluation: val holds no readable image")
     top1, top5, loss = (float(value) for value in sums[:3] / sums[3])
     count = int(round(sums[3]))
-    speed = count * share_after_first / seconds_after_first if share_after_first else count / max(seconds, 1e-9)
+    speed = count * fraction_after_first / seconds_after_first if fraction_after_first else count / max(seconds, 1e-9)
     return EvalResult(100 * top1, 100 * top5, loss, count, seconds, float(speed))
 
 

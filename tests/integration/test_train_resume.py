@@ -69,7 +69,7 @@ def test_ctrl_c_saves_and_a_named_checkpoint_resumes(tmp_path):
         run.wait_until(lambda: len(losses(stopped)) >= 2, 300)
         os.kill(run.process.pid, signal.SIGINT)
         assert run.wait(60) == 130
-        assert "stopped (signal 2) at update" in run.output and "Traceback" not in run.output
+        assert "stopped (signal 2) at step" in run.output and "Traceback" not in run.output
     last = stopped / "checkpoints" / "last.ckpt"
     done = read_checkpoint(last).meta["progress"]["update"]
     assert done == len(losses(stopped)) < 24

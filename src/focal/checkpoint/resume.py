@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from focal.checkpoint.files import Checkpoint
+from focal.checkpoint.files import RANDOM_COUNTER, Checkpoint
 from focal.checkpoint.weights import refresh_tables
 from focal.config import Config, ConfigError, load_config, to_flat_dict
 from focal.config.schema import may_change_on_resume
@@ -20,7 +20,6 @@ from focal.distributed.device import Device
 
 logger = logging.getLogger("focal")
 
-_RANDOM_COUNTER = "random_counter"
 _PROGRESS_BYTES = 512  # room for a Progress as JSON
 
 
@@ -73,7 +72,7 @@ def collect_tensors(state: TrainState, world_size: int) -> dict[str, np.ndarray]
     tensors = {}
     for parameter in state.parameters:
         value = parameter.asnumpy()
-        if parameter.name == _RANDOM_COUNTER:
+        if parameter.name == RANDOM_COUNTER:
             value = np.asarray(value // world_size, value.dtype)
         tensors[parameter.name] = value
     return tensors
@@ -81,7 +80,7 @@ def collect_tensors(state: TrainState, world_size: int) -> dict[str, np.ndarray]
 
 def weights_only(tensors: dict[str, np.ndarray], state: TrainState) -> dict[str, np.ndarray]:
     """The part of `collect_tensors` that evaluation and export need: raw and EMA weights."""
-    names = {parameter.name for parameter in state.network.get_parameters()} - {_RANDOM_COUNTER}
+    names = {parameter.name for parameter in state.network.get_parameters()} - {RANDOM_COUNTER}
     names |= {average.name for average, _ in state.averages}
     return {name: value for name, value in tensors.items() if name in names}
 
@@ -178,7 +177,7 @@ def _restore_tensors(checkpoint: Checkpoint, state: TrainState, world_size: int,
     parameters = {parameter.name: parameter for parameter in state.parameters}
     missing = sorted(parameters.keys() - checkpoint.tensors.keys())
     # Checkpoints of earlier versions hold the counter of random masks even where nothing uses it.
-    unexpected = sorted(checkpoint.tensors.keys() - parameters.keys() - {_RANDOM_COUNTER})
+    unexpected = sorted(checkpoint.tensors.keys() - parameters.keys() - {RANDOM_COUNTER})
     misshaped = [name for name in parameters.keys() & checkpoint.tensors.keys()
                  if parameters[name].shape != checkpoint.tensors[name].shape]  # fmt: skip
     problems = []
@@ -193,7 +192,7 @@ def _restore_tensors(checkpoint: Checkpoint, state: TrainState, world_size: int,
         if name in missing or name in misshaped:
             continue
         value = checkpoint.tensors[name]
-        if name == _RANDOM_COUNTER:
+        if name == RANDOM_COUNTER:
             value = value * world_size
         parameter.set_data(Tensor(value, parameter.dtype))
     for average, parameter in state.averages:

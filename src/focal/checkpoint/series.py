@@ -85,7 +85,7 @@ class LastCheckpoints(_Series):
             free = next(number for number in itertools.count() if not self.path(number).exists())
             self._insert(0, free, tensors, meta)
         except OSError as error:
-            logger.error("checkpoint not saved, training goes on, the previous one remains: %s", error)
+            logger.error("checkpoint not saved, training continues, the previous one remains: %s", error)
             return False
         return True
 
@@ -149,7 +149,7 @@ class BestCheckpoints(_Series):
                 return None
             self._insert(number, free, tensors, {**meta, "score": score})
         except OSError as error:
-            logger.error("best checkpoint not saved, training goes on, the previous one remains: %s", error)
+            logger.error("best checkpoint not saved, training continues, the previous one remains: %s", error)
             self._kept = None
             return None
         self._kept = [*others[:number], offered, *others[number:]][: self.keep]

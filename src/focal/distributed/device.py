@@ -13,7 +13,7 @@ import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import Optional
 
 import numpy as np
 
@@ -33,9 +33,6 @@ from focal.distributed.memory import use_one_memory_pool
 from focal.distributed.progress_watch import FIRST_STEP_TIMEOUT
 from focal.distributed.versions import check_numpy
 from focal.errors import UserError
-
-if TYPE_CHECKING:  # importing this module does not import the framework
-    pass
 
 logger = logging.getLogger("focal")
 
@@ -196,7 +193,9 @@ def fuse_all_reduces() -> None:
 
         auto_parallel_context().set_enable_all_reduce_fusion(True)
     except (ImportError, AttributeError) as error:
-        logger.warning("this MindSpore cannot fuse all-reduces (%s): each gradient is sent by itself, slowly", error)
+        logger.warning(
+            "this MindSpore cannot fuse all-reduces (%s): gradients are sent one by one, which is slow", error
+        )
 
 
 def _scheduler_failed(code: int) -> None:

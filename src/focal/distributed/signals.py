@@ -74,4 +74,4 @@ class StopSignals:
             sys.stderr.flush()
             os._exit(128 + number)  # the main thread may be inside a graph, where no exception reaches it
         self.received = int(number)
-        logger.warning("%s: stopping after this update; once more stops at once", name)
+        logger.warning("%s: stopping after this step; repeat it to stop at once", name)

@@ -24,7 +24,7 @@ class Ema(nn.Cell):
         self.averages = parameters.clone(prefix=EMA_PREFIX, init="same")
         for average in self.averages:
             average.requires_grad = False
-        self.rate = 1.0 - decay  # in float64: 1 - 0.99992 in float32 would be off by 1e-3 of itself
+        self.rate = 1.0 - decay  # in float64: 1 - 0.99992 in float32 would have a relative error of 1e-3
         self.warmup = warmup
         self.for_each = ops.HyperMap()
 

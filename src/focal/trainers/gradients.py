@@ -69,10 +69,10 @@ class OverflowCheck(nn.Cell):
     """Detects overflow on every kind of chip.
 
     - CPU, GPU and Atlas A2 (910B) compute in INF/NaN mode: an overflow shows as inf or nan in the gradients, hence in
-      their global norm, which the step needs anyway. So no extra pass over the gradients.
+      their global norm, which the step needs anyway. No extra pass over the gradients is needed.
     - Atlas training series (910A), and A2 with MS_ASCEND_CHECK_OVERFLOW_MODE=SATURATION_MODE, clamp to the largest
-      float16 instead and raise a status flag of the device: clear it before the backward pass, read it after
-      (NPUClearFloatStatusV2, NPUGetFloatStatusV2; the order that nn.TrainOneStepWithLossScaleCell documents).
+      float16 instead and raise a status flag of the device: clear it before the forward pass, read it after the
+      backward pass (NPUClearFloatStatusV2, NPUGetFloatStatusV2; the order of nn.TrainOneStepWithLossScaleCell).
     """
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import mindspore as ms
 from mindspore import nn
@@ -15,6 +15,7 @@ from focal.checkpoint.paths import set_aside_earlier_results
 from focal.checkpoint.resume import Progress, restore, share_state
 from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 from focal.checkpoint.weights import assign_weights, freeze_stages, read_weights
+from focal.cloud.local import Storage
 from focal.config import Config, save_config
 from focal.distributed.device import Device
 from focal.models import create_model
@@ -111,7 +112,7 @@ def _find_checkpoint(config: Config, output_folder: str) -> Optional[Checkpoint]
     return checkpoint
 
 
-def open_outputs(config: Config, device: Device, progress: Progress, steps_per_epoch: int, storage: Any) -> Outputs:
+def open_outputs(config: Config, device: Device, progress: Progress, steps_per_epoch: int, storage: Storage) -> Outputs:
     """Files of the training in the storage's output folder.
 
     Args:

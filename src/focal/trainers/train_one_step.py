@@ -37,7 +37,7 @@ from focal.trainers.optimizer import Optimizer
 
 
 class StepOutputs(NamedTuple):
-    """What one call of the step says, all float32; fetched from the device as one vector in this order.
+    """Outputs of one call of the step, all float32; fetched from the device as one vector in this order.
 
     Attributes:
         updated: 1 if the weights were updated, 0 while micro-batches of the step are still to come; the other values
@@ -45,7 +45,7 @@ class StepOutputs(NamedTuple):
         loss: mean over the step's images, on all ranks.
         grad_norm: global L2 norm of the gradients, before clipping.
         lr: learning rate.
-        scale: loss scale that the step was done with.
+        scale: loss scale used in this step.
         nonfinite: 1 if the step was skipped because a gradient or the loss was not finite.
         nonfinite_in_a_row: skipped steps in a row, this one included.
     """
@@ -96,13 +96,17 @@ class TrainOneStep(nn.Cell):
         self.world_size = device.world_size
         self.all_reduce_sum = ops.AllReduce(ops.ReduceOp.SUM) if device.world_size > 1 else None
         sizes = [4 * weight.size for weight in weights]
-        self.gradient_sums = gradient_all_reduces(sizes) if device.world_size > 1 else ()
-        self.random_counter = _random_counter(network, device.rank)
+        self.reduce_gradient = gradient_all_reduces(sizes) if device.world_size > 1 else ()
+        self.random_counter = _start_random_counter(network, device.rank)
         self.value_and_grad = ops.value_and_grad(self.scaled_loss, None, weights, has_aux=True)
         self.set_train()
 
     def state(self) -> TrainState:
-        """What a checkpoint of the training holds. Not the schedule, which follows from the configuration."""
+        """What a checkpoint saves.
+
+        Not the learning rates, which the configuration determines, and not the accumulators, which are empty between
+        steps.
+        """
         parameters = [
             parameter
             for parameter in self.get_parameters()
@@ -163,7 +167,7 @@ class TrainOneStep(nn.Cell):
         """Sum over ranks; the only place where gradients cross devices."""
         if self.all_reduce_sum is None:
             return gradients
-        return tuple([self.gradient_sums[i](gradients[i]) for i in range(len(gradients))])
+        return tuple([self.reduce_gradient[i](gradients[i]) for i in range(len(gradients))])
 
     def agree_finite(self, norm: Tensor, loss: Tensor, overflow: Tensor) -> tuple:
         """Whether all was finite on every rank (scalar bool, the same everywhere), and the mean loss over ranks."""
@@ -174,7 +178,7 @@ class TrainOneStep(nn.Cell):
         return bad == 0, loss
 
 
-def _random_counter(network: nn.Cell, rank: int) -> Optional[Parameter]:
+def _start_random_counter(network: nn.Cell, rank: int) -> Optional[Parameter]:
     """The network's counter behind dropout, started at this rank's number; None if it has none."""
     counter = getattr(network, "random_counter", None)
     if counter is not None:

@@ -105,20 +105,19 @@ class Trainer:
             train_step, batches_of = self.prepare()
             for epoch in range(progress.epoch, self.epochs):
                 batches = batches_of(epoch, progress.step_in_epoch)
-                for step in range(progress.step_in_epoch // self.micro_batches + 1, self.steps_per_epoch + 1):
-                    for batch in itertools.islice(batches, self.micro_batches):
-                        outputs = train_step(*batch)
+                for _ in range(progress.step_in_epoch // self.micro_batches, self.steps_per_epoch):
+                    for _ in range(self.micro_batches):
+                        outputs = train_step(*next(batches))
                         self.watch.beat()
-                    progress.update, progress.step_in_epoch = progress.update + 1, step * self.micro_batches
+                    progress.update += 1
+                    progress.step_in_epoch += self.micro_batches
                     self.log.step(outputs, progress)
-                    if step < self.steps_per_epoch:  # what follows the last step of an epoch is below
-                        if self.save_steps_due():
-                            self.save()
-                        if self.stop_requested():
-                            return self.stop_early()
-                self.finish_epoch()
-                if self.stop_requested() and progress.epoch < self.epochs:
-                    return self.stop_early()
+                    if progress.step_in_epoch == self.steps_per_epoch * self.micro_batches:
+                        self.finish_epoch()
+                    elif self.save_steps_due():
+                        self.save()
+                    if self.stop_requested() and progress.epoch < self.epochs:
+                        return self.stop_early()
         except TrainingDiverged:
             self.save_if_none()
             raise
@@ -261,7 +260,7 @@ class Trainer:
         self.save()
         why = f"signal {self.stop.received}" if self.stop.received else "max_steps"
         logger.info(
-            "stopped (%s) at step %d, epoch %.2f; --resume auto goes on", why, progress.update,
+            "stopped (%s) at step %d, epoch %.2f; --resume auto continues", why, progress.update,
             self.log.epoch_of(progress),
         )  # fmt: skip
         return 128 + self.stop.received if self.stop.received else 0

@@ -1,4 +1,4 @@
-"""What is said of a training while it runs, and the end of one that diverges."""
+"""Logs the progress of a training, and stops it if it diverges."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class TrainingLog:
         return self.epoch.take()
 
     def epoch_line(self, figures: Optional[dict[str, Any]], results: str, done: int, epochs: int) -> None:
-        """Say how an epoch went.
+        """Log the figures of one epoch.
 
         Args:
             figures: from `take_epoch`.

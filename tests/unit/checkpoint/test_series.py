@@ -154,7 +154,7 @@ print("went on", sorted(path.name for path in folder.iterdir()))
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "went on ['best.ckpt', 'last.1.ckpt', 'last.ckpt']" in done.stdout
-    assert "ERROR:focal:checkpoint not saved, training goes on" in done.stdout
+    assert "ERROR:focal:checkpoint not saved, training continues" in done.stdout
 
 
 def test_the_best_checkpoints_are_ordered_by_score(tmp_path):

@@ -18,7 +18,7 @@ from tools.scaling import (
 )
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
-PLAIN = Machine(peak=100.0, bandwidth=10.0, matrix_share=1.0, memory_share=1.0, kernel_start=0.0, message=0.0)
+PLAIN = Machine(peak=100.0, bandwidth=10.0, matrix_fraction=1.0, memory_fraction=1.0, kernel_start=0.0, message=0.0)
 
 
 def counts() -> StepCounts:
@@ -29,7 +29,7 @@ def counts() -> StepCounts:
 def test_a_kernel_takes_the_longer_of_computing_and_moving() -> None:
     assert step_seconds(counts(), PLAIN, fused=False) == 3.0 + 2 * 2.0
     assert step_seconds(counts(), PLAIN, fused=True) == 3.0
-    slower = replace(PLAIN, matrix_share=0.5, memory_share=0.25, kernel_start=0.1)
+    slower = replace(PLAIN, matrix_fraction=0.5, memory_fraction=0.25, kernel_start=0.1)
     assert step_seconds(counts(), slower, fused=False) == pytest.approx(6.1 + 2 * 8.1)
 
 

@@ -141,7 +141,7 @@ class OtherRank(nn.Cell):
 def pretend_other_rank(step, flag):
     """Have the step talk to an `OtherRank` instead of a process group."""
     step.all_reduce_sum = OtherRank(flag)
-    step.gradient_sums = nn.CellList([OtherRank(flag) for _ in step.gradient_sums])
+    step.reduce_gradient = nn.CellList([OtherRank(flag) for _ in step.reduce_gradient])
 
 
 @pytest.mark.parametrize("flag", [0.0, 1.0])
