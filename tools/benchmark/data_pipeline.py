@@ -1,4 +1,4 @@
-"""How many images per second the training data pipeline makes, stage by stage and as a whole."""
+"""Images per second of the training data pipeline, of each stage and as a whole."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
+from PIL import Image
 
 from focal.config.schema import Config
 from focal.data import TrainData, check_data
@@ -27,11 +28,11 @@ logger = logging.getLogger("focal")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=4096, help="images for the whole pipeline")
-    parser.add_argument("--stage_images", type=int, default=512, help="images for each stage alone")
+    parser.add_argument("--stage_images", type=int, default=512, help="images for each single stage")
 
 
 def run(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure, log a table, write `--json` if asked; returns what is written."""
+    """Measure and log a table; returns the figures, which are also written to `--json` if it is given."""
     if min(arguments.images, arguments.stage_images) < 1:
         raise UserError(f"images: {arguments.images} and {arguments.stage_images} must be at least 1")
     layout = check_data(config, config.data.data_url, splits=("train",))
@@ -58,7 +59,7 @@ def run(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_stages(config: Config, layout: DataLayout, count: int) -> dict[str, float]:
-    """Images per second of each stage alone in one thread, on `count` images (repeated if there are fewer)."""
+    """Images per second of each stage alone, in one thread, on `count` images (repeated if there are fewer)."""
     source = layout.train
     assert source is not None
     transforms = TrainTransforms(config.augment, config.data, config.model, config.run.seed)
@@ -66,7 +67,7 @@ def measure_stages(config: Config, layout: DataLayout, count: int) -> dict[str, 
     count = -(-count // batch) * batch
     files = readable_files(source, count)
     rngs = [transforms.sample_rng(0, index) for index in range(count)]
-    images: list[Any] = [None] * count
+    images = [Image.new("RGB", (1, 1))] * count
     pixels = np.zeros((batch, 3, *config.model.image_hw), dtype=np.float32)
     labels = np.resize(source.labels, batch)
 
@@ -89,10 +90,10 @@ def measure_stages(config: Config, layout: DataLayout, count: int) -> dict[str, 
 
 
 def readable_files(source: ImageSource, count: int) -> list[bytes]:
-    """`count` image files from the first on, over and over; those that cannot be read are passed over, as in training.
+    """The first `count` readable image files, repeated if there are fewer.
 
     Raises:
-        UserError: none can be read.
+        UserError: no image can be read.
     """
     files: list[bytes] = []
     for index in range(len(source)):
@@ -115,7 +116,7 @@ def _seconds(function: Callable[[int], None], count: int) -> float:
 
 
 def measure_pipeline(config: Config, layout: DataLayout, images: int) -> float:
-    """Images per second out of the engine, counted from when each worker has delivered a batch."""
+    """Images per second that the engine delivers, measured after each worker has delivered one batch."""
     data = TrainData(config, layout)
     warm_up = config.data.num_parallel_workers
     steps = max(1, images // config.data.batch_size)

@@ -1,8 +1,8 @@
 """MindSpore's dataset engine, and the worker threads or processes that make batches for it.
 
-This is the only file that asks the engine for anything. Batches go through it whole: a worker gets a batch number and
-returns the batch, and what could not be read travels beside the arrays in two more columns, which the last stage of the
-engine takes off and reports in the main process. So errors take one path, with threads or processes, whether batches
+This is the only file that asks the engine for anything. A worker gets a batch number and returns the whole batch, with
+the numbers of unreadable samples and an error message beside its arrays. The main process takes these two off and
+reports them before it passes the batch on. So errors take one path, from threads and from processes, whether batches
 are read here or sent to the device (dataset_sink_mode).
 """
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mindspore.dataset import Dataset
 
 Batch = tuple[np.ndarray, ...]
+Report = Callable[[np.ndarray, str], None]  # takes the numbers of unreadable samples, and the error message or ""
 
 # Batches held ready between two stages of the engine, and per worker process. The default of 16 would hold gigabytes.
 _PREFETCH = 2
@@ -56,15 +57,16 @@ class NumberedBatches:
 
 
 class ThreadedBatches:
-    """Iterates over batches in order while threads make the next ones.
+    """Iterates over batches in order while threads make the next ones; reports each and yields the rest of its arrays.
 
     The engine's own worker threads are limited to the number of processors, run up to 32 batches (1.2 GB) each ahead of
     a slow reader, and have their results polled only ten times a second.
     """
 
-    def __init__(self, batches: NumberedBatches, workers: int) -> None:
+    def __init__(self, batches: NumberedBatches, workers: int, report: Report) -> None:
         self._batches = batches
         self._workers = workers
+        self._report = report
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -77,18 +79,23 @@ class ThreadedBatches:
                 pending.append(pool.submit(self._batches.__getitem__, position))
                 # One batch more than there are workers, so that none of them waits while the reader takes a batch.
                 if len(pending) > self._workers:
-                    yield pending.popleft().result()
+                    yield self._reported(pending.popleft().result())
             while pending:
-                yield pending.popleft().result()
+                yield self._reported(pending.popleft().result())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _reported(self, batch: Batch) -> Batch:
+        *arrays, unreadable, error = batch
+        self._report(unreadable, str(error))
+        return tuple(arrays)
 
 
 def make_dataset(
     make_batch: Callable[[int], Batch],
     numbers: range,
     columns: Sequence[str],
-    report: Callable[[np.ndarray, str], None],
+    report: Report,
     workers: int,
     processes: bool,
 ) -> Dataset:
@@ -101,26 +108,28 @@ def make_dataset(
         report: called in this process for every batch, in order, with the numbers of unreadable samples and the message
             of the error that kept the batch from being made ("" if it was made); it raises if there is one.
         workers: batches made at the same time.
-        processes: let processes of the engine make the batches (no more than there are processors), not threads.
+        processes: let processes of the engine make the batches instead of threads; they are limited to the number of
+            processors.
     """
     import mindspore.dataset as ds
 
     workers = max(1, min(workers, len(numbers)))
     ds.config.set_prefetch_size(_PREFETCH)
     batches = NumberedBatches(make_batch, numbers, len(columns) + 1)
-    reported = ["unreadable", "error"]
-    if processes:
-        workers = min(workers, available_processors())
-        dataset = ds.GeneratorDataset(batches, [*columns, *reported], num_parallel_workers=workers, shuffle=False)
-    else:
-        threads = ThreadedBatches(batches, workers)
-        dataset = ds.GeneratorDataset(threads, [*columns, *reported], num_parallel_workers=1)
+    if not processes:
+        return ds.GeneratorDataset(ThreadedBatches(batches, workers, report), list(columns), num_parallel_workers=1)
 
-    def report_stage(unreadable: np.ndarray, error: np.ndarray) -> np.ndarray:
+    def reported(unreadable: np.ndarray, error: np.ndarray) -> np.ndarray:
         report(unreadable, str(error))
         return unreadable
 
-    return dataset.map(report_stage, reported, reported[:1], num_parallel_workers=1).project(list(columns))
+    # Only the engine sees what its processes return. Threads need no map: it would hold nine more batches (340 MB).
+    workers = min(workers, available_processors())
+    dataset = ds.GeneratorDataset(
+        batches, [*columns, "unreadable", "error"], num_parallel_workers=workers, shuffle=False
+    )
+    dataset = dataset.map(reported, ["unreadable", "error"], ["unreadable"], num_parallel_workers=1)
+    return dataset.project(list(columns))
 
 
 def available_processors() -> int:

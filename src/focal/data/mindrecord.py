@@ -169,21 +169,20 @@ def check_output(output: Path, class_names: tuple[str, ...], sources: Mapping[st
     """
     for split, source in sources.items():
         for name in map(source.relative_name, range(len(source))):
-            try:
-                name.encode()
-            except UnicodeEncodeError:
-                message = f"data_url: the name of {name!r} is not UTF-8, which MindRecord needs; rename the file"
-                raise UserError(message) from None
+            if any("\udc80" <= character <= "\udcff" for character in name):  # what Python decodes other bytes to
+                raise UserError(f"data_url: the name of {name!r} is not UTF-8, which MindRecord needs; rename the file")
         _refuse_existing(output, split)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        others = any(find_shards(str(output), split) for split in ("train", "val"))
-        if not others or read_class_names(str(output)) is None:  # a list alone is left over from a failed conversion
+        # classes.json without any split is left over from a failed conversion.
+        has_split = any(find_shards(str(output), split) for split in ("train", "val"))
+        present = read_class_names(str(output)) if has_split else None
+        if present is None:
             names = json.dumps(list(class_names), indent=0) + "\n"
             (output / CLASSES_FILE).write_text(names, encoding="utf-8")
     except OSError as error:
         raise UserError(f"output: {output} cannot be written ({error.strerror or error})") from None
-    if read_class_names(str(output)) != class_names:
+    if present not in (None, class_names):
         raise UserError(f"output: {output / CLASSES_FILE} lists other classes than the data; choose another folder")
 
 

@@ -36,7 +36,7 @@ class _Squares:
             raise UserError(error)
 
     def threaded(self, count: int, workers: int) -> ThreadedBatches:
-        return ThreadedBatches(NumberedBatches(self.make, range(count), 2), workers)
+        return ThreadedBatches(NumberedBatches(self.make, range(count), 2), workers, self.report)
 
 
 @pytest.mark.parametrize("workers", (1, 2, 16))
@@ -59,7 +59,7 @@ def test_the_engine_holds_a_bounded_number_of_batches_too() -> None:
     reader = iterate(make_dataset(squares.make, range(60), ["square"], squares.report, workers=4, processes=False))
     assert int(next(reader)[0][0]) == 0
     time.sleep(0.1)
-    assert max(squares.asked) < 4 + 14  # the workers' batches and those that the engine holds between its stages
+    assert max(squares.asked) < 4 + 6  # the workers' batches and those that the engine holds between its stages
     assert [int(square[0]) for (square,) in reader] == [k * k for k in range(1, 60)]
 
 
