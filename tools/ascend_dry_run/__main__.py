@@ -59,6 +59,8 @@ def main() -> int:
 def _case(flags: argparse.Namespace) -> Case:
     if not Path(flags.config).is_file():
         raise UserError(f"config: {flags.config} does not exist; configs/ holds those of the published models")
+    if not flags.soc.startswith("Ascend"):
+        raise UserError(f"soc: {flags.soc!r} is not a name that CANN gives a chip; Ascend910B1 and Ascend910A are")
     return Case(flags.config, flags.what, flags.ranks, flags.soc, flags.jit_level, flags.batch, flags.set)
 
 

@@ -63,7 +63,8 @@ def build(config: Config, what: str, device: Device) -> ms.nn.Cell:
 
 def compile_case(case: Case, told: dict[str, Any]) -> None:
     """Build, compile, and run one step of the simulation; fills in `told` what DryRun does not read from the log."""
-    overrides = {**case.overrides, "device_target": "Ascend"}
+    # The ranks are the case's, and weights change no graph.
+    overrides = {**case.overrides, "device_target": "Ascend", "device_num": 1, "pretrained": None}
     if case.batch:
         overrides["batch_size"] = case.batch
     config = load_config(case.config, overrides)

@@ -26,7 +26,7 @@ def as_text(case: Case, run: DryRun) -> str:
         lines.append(f"all-reduces: {len(run.all_reduces)}, MiB (tensors): {sizes}")
     lines.append(f"peak memory: {run.peak_memory_bytes / 2**20:,.1f} MiB and the workspaces of kernels")
     broken = violations(run, case.jit_level)
-    return "\n".join([*lines, *(f"broken rule: {text}" for text in broken or ["none"]), ""])
+    return "\n".join([*lines, *(f"rule broken: {text}" for text in broken), *([] if broken else ["rules: kept"]), ""])
 
 
 def as_dict(case: Case, run: DryRun) -> dict[str, Any]:
