@@ -112,7 +112,7 @@ def test_predict_errors(digits, checkpoint, tmp_path):
     assert "no model given" in run("scripts/predict.py", *SMALL, image, expect=2)
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a model")
-    assert "is no whole ONNX file" in run("scripts/predict.py", *SMALL, "--pretrained", broken, image, expect=2)
+    assert "is not a complete ONNX file" in run("scripts/predict.py", *SMALL, "--pretrained", broken, image, expect=2)
 
 
 def test_find_images_spreads_over_classes(digits):

@@ -7,14 +7,16 @@ distant tokens torch.topk kept. They are taken over; the others follow from the 
 from __future__ import annotations
 
 import logging
+import math
 from typing import Iterator, Mapping
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from focal.errors import UserError
-from focal.models.attention_builder import AttentionBuilder
-from focal.models.focal_attention import FocalAttention
+from focal.models.focal_attention import AttentionBuilder, FocalAttention
+from focal.models.focal_keys import key_grid
+from focal.models.official_buffers import block_buffers
 
 logger = logging.getLogger("focal")
 
@@ -84,16 +86,17 @@ def set_key_indices(network: nn.Cell, indices: Mapping[str, np.ndarray]) -> None
     """
     checked = []
     for builder, block, _, attention in _blocks(network):
-        if not hasattr(attention, "key_indices"):
+        if not attention.key_indices:  # version 1
             continue
         levels = []
         for level, parameter in enumerate(attention.key_indices):
             name = f"{block}.attn{_KEY_INDICES}{level}"
             value = np.asarray(indices.get(name, parameter.asnumpy())).astype(np.int64)
+            places = math.prod(key_grid(builder.stage.map, level))
             repeated = (np.diff(np.sort(value, axis=1), axis=1) == 0).any()
-            if repeated or value.min() < 0 or value.max() >= builder.grid_size(level):
+            if repeated or value.min() < 0 or value.max() >= places:
                 raise UserError(
-                    f"{name}: not {value.shape[1]} different tokens of {builder.grid_size(level)} for each "
+                    f"{name}: not {value.shape[1]} different tokens of {places} for each "
                     f"window; the file is damaged or belongs to another image size"
                 )
             levels.append(value)
@@ -108,7 +111,7 @@ def official_buffers(network: nn.Cell) -> dict[str, np.ndarray]:
     return {
         f"{name}.{leaf}": value
         for builder, name, index, attention in _blocks(network)
-        for leaf, value in builder.official_buffers(index, attention).items()
+        for leaf, value in block_buffers(builder.stage, index, attention).items()
     }
 
 

@@ -64,7 +64,7 @@ def test_padding_changes_nothing_outside_the_image(version, pynative_mode):
     before = network(images).asnumpy()
     stage = network.layers[0]
     table = stage.to_stage_order.table.asnumpy().copy()
-    padding = stage.builder.stage_map.raster_to_stage() < 0
+    padding = stage.settings.map.raster_to_stage() < 0
     assert padding.sum() == 8 * 12 - 6 * 10
     table[padding] = 17  # fill the padding with another token
     stage.to_stage_order.table = ms.Tensor(table)

@@ -6,11 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from mindspore import nn
-
-from focal.models import create_model
-from focal.models.focal_attention import FocalAttention
-from tests.numerics.reference_cases import case_config
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = sorted((ROOT / "src" / "focal").rglob("*.py"))
@@ -21,8 +16,8 @@ def relative(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_files_stay_under_450_lines(path):
-    assert len(path.read_text().splitlines()) <= 450
+def test_files_stay_under_400_lines(path):
+    assert len(path.read_text().splitlines()) <= 400
 
 
 def classes_with_softmax():
@@ -39,16 +34,7 @@ def classes_with_softmax():
 
 
 def test_one_attention_cell_in_the_sources():
-    assert classes_with_softmax() == ["WindowedProducts", "SoftmaxGradient"]  # FocalAttention's inner parts
-
-
-@pytest.mark.parametrize("case", ["nano_v1", "nano_v2"])
-def test_one_attention_cell_in_both_versions(case):
-    network = create_model(case_config(case))
-    blocks = [block for stage in network.layers for block in stage.blocks]
-    assert {type(block.attn) for block in blocks} == {FocalAttention}
-    assert not FocalAttention.__subclasses__()
-    assert {type(block) for block in blocks} == {type(create_model(case_config("nano_v1")).layers[0].blocks[0])}
+    assert classes_with_softmax() == ["SoftmaxGradient", "WindowedProducts"]  # both are parts of FocalAttention
 
 
 def test_both_versions_run_the_same_code():
@@ -80,12 +66,3 @@ def test_importing_does_nothing():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "src", timeout=60)
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
-
-
-def test_parameters_of_a_cell_are_reached_once():
-    """A parameter that two Cells share would be counted, saved and decayed twice."""
-    for case in ("nano_v1", "nano_v2"):
-        network: nn.Cell = create_model(case_config(case))
-        parameters = list(network.get_parameters())
-        assert len({id(parameter) for parameter in parameters}) == len(parameters)
-        assert len({parameter.name for parameter in parameters}) == len(parameters)
