@@ -180,7 +180,7 @@ def test_the_hash_equals_the_same_hash_in_numpy():
 
 
 @pynative
-def test_same_key_and_counter_give_the_same_numbers():
+def test_the_same_key_and_counter_give_the_same_numbers():
     np.testing.assert_array_equal(uniform(3, 17), uniform(3, 17))
     np.testing.assert_array_equal(uniform(3, 17, (10, 100)).reshape(-1), uniform(3, 17, (1000,)))
 

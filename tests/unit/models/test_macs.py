@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from focal.config import load_config
 from focal.config.architectures import published_archs
 from focal.models import create_model
-from focal.models.macs import actual_macs, keys_per_query, official_macs
+from focal.models.macs import actual_macs, keys_per_query
 from focal.models.official_buffers import block_buffers
 from focal.models.stages import create_stages
 from tests.numerics.reference_cases import WITH_FIGURES, case_config, figures
@@ -127,14 +126,6 @@ def test_coordinate_mlps_run_once_per_distinct_coordinate(pynative_mode):
         if stage == 0:  # 401,408 + 200,704 pairs of the finest and the pooled level
             assert pairs == 3136 * (128 + 64)
             assert sum(rows[f"layers.0.blocks.0.attn.position_bias.coord2rpb_all.{k}.0"][0][0] for k in (0, 1)) < 14_000
-
-
-@pytest.mark.parametrize("arch", ["focal_tiny_patch4_window7_224", "focalv2_tiny_useconv_patch4_window7_224"])
-def test_official_macs_are_the_papers(arch):
-    """The paper gives 4.9 G for Focal-T; the reference figures hold the exact count."""
-    model = load_config({"arch": arch}).model
-    assert official_macs(model) == int(figures(arch)["flops"])
-    assert arch != "focal_tiny_patch4_window7_224" or f"{official_macs(model) / 1e9:.1f}" == "4.9"
 
 
 @pytest.mark.slow

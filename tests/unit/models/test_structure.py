@@ -33,11 +33,11 @@ def classes_with_softmax():
     return found
 
 
-def test_one_attention_cell_in_the_sources():
+def test_only_the_one_attention_takes_a_softmax():
     assert classes_with_softmax() == ["SoftmaxGradient", "WindowedProducts"]  # both are parts of FocalAttention
 
 
-def test_both_versions_run_the_same_code():
+def test_no_construct_asks_for_the_version():
     """No Cell's `construct` asks for the version; a version is a geometry and a bias."""
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -57,7 +57,7 @@ def test_sources_do_not_print_and_run_on_python_39(path):
         assert "annotations" in imported
 
 
-def test_importing_does_nothing():
+def test_importing_the_package_does_nothing():
     """No command line is read, nothing is printed, no device is touched, and focal.config needs no MindSpore."""
     code = (
         "import sys; sys.argv = ['x', '--no-such-flag']; import focal.config; assert 'mindspore' not in sys.modules; "
