@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 
-def summarise(output: Path, best: dict, averaged: dict, export_log: str, mindir: Path, seconds: int) -> str:
+def summarise(output: Path, best: dict, ema: dict, export_log: str, mindir: Path, seconds: int) -> str:
     """Text of the closing table.
 
     Args:
         output: train_url of the training.
-        best, averaged: what eval.py wrote as JSON for the raw and the averaged weights of the best checkpoint.
+        best, ema: what eval.py wrote as JSON for the raw and the EMA weights of the best checkpoint.
         export_log: what export.py printed.
         mindir: exported file.
         seconds: of the whole run, installation aside.
@@ -27,7 +27,7 @@ def summarise(output: Path, best: dict, averaged: dict, export_log: str, mindir:
     assert match is not None, "export.py did not print its comparison"
     rows = [
         ("top-1 accuracy", f"{best['top1']:.2f} %"),
-        ("top-1 accuracy of the averaged weights (EMA)", f"{averaged['top1']:.2f} %"),
+        ("top-1 accuracy of the EMA weights", f"{ema['top1']:.2f} %"),
         ("held-out images", str(best["images"])),
         ("training speed", f"{speeds[len(speeds) // 2]:.0f} images/s"),
         ("evaluation speed", f"{best['images_per_second']:.0f} images/s"),
@@ -38,7 +38,7 @@ def summarise(output: Path, best: dict, averaged: dict, export_log: str, mindir:
     width = max(len(name) for name, _ in rows)
     lines = [f"{name.ljust(width)}  {value}" for name, value in rows]
     lines.append(
-        f"quickstart: top1={best['top1']:.2f} ema_top1={averaged['top1']:.2f} images={best['images']} "
+        f"quickstart: top1={best['top1']:.2f} ema_top1={ema['top1']:.2f} images={best['images']} "
         f"mindir_max_abs_diff={match.group(1)} seconds={seconds}"
     )
     return "\n".join(lines)
@@ -47,9 +47,9 @@ def summarise(output: Path, best: dict, averaged: dict, export_log: str, mindir:
 def main() -> None:
     """Gather what the quickstart left in its folder."""
     folder = Path(sys.argv[1])
-    best, averaged = (json.loads((folder / name).read_text()) for name in ("eval.json", "eval_ema.json"))
+    best, ema = (json.loads((folder / name).read_text()) for name in ("eval.json", "eval_ema.json"))
     export_log = (folder / "export.log").read_text()
-    print(summarise(folder / "output", best, averaged, export_log, folder / "digits.mindir", int(sys.argv[2])))
+    print(summarise(folder / "output", best, ema, export_log, folder / "digits.mindir", int(sys.argv[2])))
 
 
 if __name__ == "__main__":

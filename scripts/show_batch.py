@@ -9,15 +9,26 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+if TYPE_CHECKING:
+    from focal.config.schema import DataConfig
+
+CAPTION_HEIGHT = 26
+MARGIN = 4
+COLUMNS = 8
 
 
 def main() -> None:
     from focal.config import config_from_command_line
     from focal.data import TrainData, check_data
-    from focal.data.inspection import contact_sheet
     from focal.errors import UserError
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -30,13 +41,40 @@ def main() -> None:
     data = TrainData(config, layout)
     if arguments.epoch < 0 or not 0 <= arguments.step < data.steps_per_epoch:
         raise UserError(f"step: {arguments.step} of epoch {arguments.epoch}; an epoch has {data.steps_per_epoch} steps")
-    images, targets, _, _ = data.batches.load(arguments.epoch, arguments.step)
+    images, targets, _, _ = data.load_batch(arguments.epoch, arguments.step)
     sheet = contact_sheet(images, targets, layout.class_names, config.data)
     try:
         sheet.save(arguments.output)
-    except (ValueError, OSError) as error:  # a kind of picture that Pillow does not know; no such folder
+    except (ValueError, OSError) as error:  # a file type that Pillow does not know, or no such folder
         raise UserError(f"output: {arguments.output} cannot be written ({error}); give e.g. batch.png") from None
     print(f"{len(images)} images of epoch {arguments.epoch}, step {arguments.step}: {arguments.output}")
+
+
+def contact_sheet(images: np.ndarray, targets: np.ndarray, class_names: Sequence[str], data: DataConfig) -> Image.Image:
+    """A batch as one picture: each image as the network sees it, above the classes with the two largest targets.
+
+    Args:
+        images: normalised float32 (B, 3, H, W).
+        targets: float32 (B, num_classes).
+        class_names: by label.
+        data: its mean and standard deviation are undone.
+    """
+    mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (data.image_mean, data.image_std))
+    pixels = np.clip(np.rint((images * std + mean) * 255), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    count, height, width, _ = pixels.shape
+    columns = min(COLUMNS, count)
+    cell_width, cell_height = max(width, 96) + MARGIN, height + CAPTION_HEIGHT + MARGIN
+    sheet = Image.new("RGB", (columns * cell_width + MARGIN, -(-count // columns) * cell_height + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number in range(count):
+        left = MARGIN + number % columns * cell_width
+        top = MARGIN + number // columns * cell_height
+        sheet.paste(Image.fromarray(pixels[number]), (left, top))
+        best = np.argsort(-targets[number], kind="stable")[:2]
+        captions = [f"{targets[number, label]:.3f} {class_names[label]}" for label in best]
+        for line, caption in enumerate(captions):
+            draw.text((left, top + height + 12 * line), caption[: cell_width // 6], fill="black")
+    return sheet
 
 
 if __name__ == "__main__":

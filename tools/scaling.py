@@ -28,8 +28,8 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "src"), str(Path(__file__).resolve().parents[1])]
 
 from focal.checkpoint.paths import check_output_file  # noqa: E402
-from focal.distributed.collectives import fusion_buckets  # noqa: E402
 from focal.errors import UserError, run_main  # noqa: E402
+from focal.trainers.gradient_buckets import fusion_buckets  # noqa: E402
 from tools.graph_report.counts import Kernel, dump_training_graph, kernels, parse_graph  # noqa: E402
 
 IMAGENET_IMAGES = 1_281_167

@@ -24,3 +24,9 @@ def run_main(main: Callable[[], Optional[int]]) -> None:
         sys.stderr.write("interrupted\n")
         code = 130
     sys.exit(code or 0)
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """The message of an error in one line of at most `most` characters, or its type if it has no message."""
+    message = str(error).split("\n----", 1)[0]  # MindSpore appends its own call stacks below such a ruler
+    return " ".join(message.split())[:most] or type(error).__name__

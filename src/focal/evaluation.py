@@ -16,7 +16,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from focal.distributed.device import all_reduce_sum
+from focal.distributed.collectives import all_reduce_sum
 from focal.errors import UserError
 
 logger = logging.getLogger("focal")

@@ -11,8 +11,7 @@ from mindspore import Tensor
 
 from focal.checkpoint.weights import load_weights
 from focal.config import Config
-from focal.data import load_eval_image
-from focal.data.folder import find_class_names
+from focal.data import find_class_names, load_eval_image
 from focal.errors import UserError
 from focal.export.mindir import Runner, open_exported
 from focal.models import create_model

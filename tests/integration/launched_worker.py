@@ -12,10 +12,10 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY / "src"), str(REPOSITORY)]
 
-from focal.cloud.storage import open_storage, resolve_output_folder  # noqa: E402
+from focal.cloud.storage import open_storage, resolve_output_folder, send_unsent_results  # noqa: E402
 from focal.config import Config, config_from_command_line  # noqa: E402
 from focal.distributed.device import Device, setup_device, shutdown  # noqa: E402
-from focal.distributed.launcher import launch_if_needed  # noqa: E402
+from focal.distributed.launcher import is_worker, launch  # noqa: E402
 from focal.distributed.logging import setup_logging  # noqa: E402
 from focal.errors import run_main  # noqa: E402
 
@@ -26,8 +26,10 @@ def main() -> int:
     behaviour = os.environ.get("FOCAL_TEST", "")
     if "moxing" in behaviour:
         install_moxing(Path(os.environ["FOCAL_TEST_STORE"]), fails="fails" in behaviour)
-    code = launch_if_needed(config, sys.argv[1:])
-    if code is not None:
+    if not is_worker(config.run):
+        code = launch(config.run, sys.argv[1:], resolve_output_folder(config))
+        if code:
+            send_unsent_results(config)
         return code
     if behaviour == "fail_at_start" and os.environ["RANK_ID"] == "1":
         sys.stderr.write("cannot find the thing I need\n")
@@ -60,7 +62,7 @@ def collectives(device: Device) -> dict:
     import mindspore as ms
     import numpy as np
 
-    from focal.distributed.device import all_reduce_sum, barrier, broadcast_parameters
+    from focal.distributed.collectives import all_reduce_sum, barrier, broadcast_parameters
 
     rank = device.rank
     generator = np.random.default_rng(rank)
@@ -123,7 +125,7 @@ def bring_data(config: Config, device: Device, storage: object) -> None:
 
 def die_with_results(device: Device, storage: object) -> None:
     """Rank 0 is killed (out of memory, say) with results that it has not sent."""
-    from focal.distributed.device import barrier
+    from focal.distributed.collectives import barrier
 
     barrier("both are here", timeout=60)
     if device.is_main:
@@ -136,7 +138,7 @@ def work_for_ever(config: Config, device: Device) -> None:
     """Train on nothing, all ranks in step, until something happens."""
     import numpy as np
 
-    from focal.distributed.device import all_reduce_sum
+    from focal.distributed.collectives import all_reduce_sum
 
     start = time.time()
     step = 0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from focal.distributed.device import TIMEOUT_EXIT_CODE
+from focal.distributed.collectives import TIMEOUT_EXIT_CODE
 from tests.integration.digits import write_digits
 from tests.integration.jobs import Job, job, python
 

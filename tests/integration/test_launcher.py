@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from focal.distributed.launcher import free_port
+from focal.distributed.dynamic_cluster import free_port
 from tests.integration.jobs import Job, job, python
 
 SCRIPT = "tests/integration/launched_worker.py"
@@ -206,5 +206,5 @@ def test_a_failed_copy_reaches_every_rank(tmp_path: Path) -> None:
         assert running.left_behind() == {}
     first, second = results(tmp_path / "cache")
     assert "access denied" in first["error"] and "access denied" in second["error"]
-    assert "data: local rank 0 failed" in second["error"]
+    assert "data: rank 0 failed" in second["error"]
     assert abs(first["time"] - second["time"]) < 5.0

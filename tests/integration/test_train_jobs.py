@@ -8,13 +8,13 @@ import subprocess
 import sys
 import time
 
-import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
 
-from focal.checkpoint.files import BestCheckpoints, LastCheckpoints, read_checkpoint, write_checkpoint
+from focal.checkpoint.files import read_checkpoint, write_checkpoint
 from focal.checkpoint.resume import Progress
+from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 from focal.config import load_config
 from focal.data import EvalData, TrainData, check_data
 from focal.distributed.device import Device
@@ -177,9 +177,9 @@ def test_divergence_stops_with_the_last_good_state(tmp_path, focal_log, save_ste
     config = load(tmp_path, max_nonfinite_steps=3, save_steps=save_steps, log_steps=50, loss_scale=64)
     data = PoisonedData(TrainData(config, check_data(config, config.data.data_url)), from_update=3)
     training = build(tmp_path / "out", config, data)
-    with pytest.raises(TrainingDiverged, match="3 non-finite updates in a row, the last good one: update 3"):
+    with pytest.raises(TrainingDiverged, match="3 non-finite steps in a row, the last good one: step 3"):
         training.run()
-    assert "the last updates before the stop" in focal_log.text and "(good)" in focal_log.text
+    assert "the last steps before the stop" in focal_log.text and "(good)" in focal_log.text
     last = read_checkpoint(tmp_path / "out" / "checkpoints" / "last.ckpt")
     assert all(np.isfinite(value).all() for value in last.tensors.values())
     assert last.tensors["optimizer.step"] == 3
@@ -195,10 +195,3 @@ def test_eval_refuses_a_checkpoint_of_another_network(tmp_path):
     assert done.returncode == 2
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "missing: " in error and "misshaped: head.weight (4, 7) for (4, 32)" in error
-
-
-def test_data_sink_is_what_mindspore_documents():
-    """The stand-in above must not outlive the interface."""
-    import inspect
-
-    assert list(inspect.signature(ms.data_sink).parameters)[:3] == ["fn", "dataset", "sink_size"]

@@ -17,9 +17,9 @@ from focal.config.schema import Config
 from focal.data import TrainData, check_data
 from focal.data.decode import UnreadableImage, decode_rgb
 from focal.data.engine import iterate
-from focal.data.folder import DataLayout
-from focal.data.pipeline import TrainPipeline
-from focal.data.sources import ImageSource
+from focal.data.folder import ImageSource
+from focal.data.layout import DataLayout
+from focal.data.transforms.pipeline import TrainTransforms
 from focal.errors import UserError
 
 logger = logging.getLogger("focal")
@@ -61,27 +61,27 @@ def measure_stages(config: Config, layout: DataLayout, count: int) -> dict[str, 
     """Images per second of each stage alone in one thread, on `count` images (repeated if there are fewer)."""
     source = layout.train
     assert source is not None
-    pipeline = TrainPipeline(config.augment, config.data, config.model, config.run.seed)
+    transforms = TrainTransforms(config.augment, config.data, config.model, config.run.seed)
     batch = config.data.batch_size
     count = -(-count // batch) * batch
     files = readable_files(source, count)
-    rngs = [pipeline.sample_rng(0, index) for index in range(count)]
+    rngs = [transforms.sample_rng(0, index) for index in range(count)]
     images: list[Any] = [None] * count
     pixels = np.zeros((batch, 3, *config.model.image_hw), dtype=np.float32)
     labels = np.resize(source.labels, batch)
 
     def decode_crop(index: int) -> None:
-        images[index] = pipeline.crop(decode_rgb(files[index]), rngs[index])
+        images[index] = transforms.crop(decode_rgb(files[index]), rngs[index])
 
     def augment(index: int) -> None:
-        images[index] = pipeline.augment(images[index], rngs[index])
+        images[index] = transforms.augment(images[index], rngs[index])
 
     def normalize_erase(index: int) -> None:
-        pipeline.normalize(images[index], rngs[index], pixels[index % batch])
+        transforms.normalize(images[index], rngs[index], pixels[index % batch])
 
     def mix(index: int) -> None:
         if index % batch == 0:
-            pipeline.mix(pixels, labels, 0, index // batch)
+            transforms.mix(pixels, labels, 0, index // batch)
 
     stages: tuple[Callable[[int], None], ...] = (decode_crop, augment, normalize_erase, mix)
     names = ("decode+crop", "augment", "normalise+erase", "batch+mix")

@@ -1,4 +1,4 @@
-"""The authors' state dicts <-> our network. Names are equal; what differs is that they also hold buffers.
+"""Loads the authors' state dicts into a network and makes them from one. Names are equal, but theirs hold buffers, too.
 
 Of the buffers only version 2's `topk_cloest_indice_k` (spelt so upstream) carry information: which of several equally
 distant tokens torch.topk kept. They are taken over; the others follow from the settings and are checked by shape.
@@ -13,6 +13,7 @@ from typing import Iterator, Mapping
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
+from focal.checkpoint.files import RANDOM_COUNTER
 from focal.errors import UserError
 from focal.models.focal_attention import AttentionBuilder, FocalAttention
 from focal.models.focal_keys import key_grid
@@ -20,31 +21,30 @@ from focal.models.official_buffers import block_buffers
 
 logger = logging.getLogger("focal")
 
-_KEY_INDICES = ".topk_cloest_indice_"
+KEY_INDICES = ".topk_cloest_indice_"  # version 2: which of equally close tokens are keys; for one image size
 
 
 def learnable_parameters(network: nn.Cell) -> dict[str, Parameter]:
-    """Official name -> parameter, without counters and key indices; frozen parameters included.
+    """Parameters by official name, without counters and key indices; frozen parameters are included.
 
-    Also of a network that stands inside another Cell, whose prefix MindSpore puts before every `Parameter.name`.
+    Works also for a network inside another Cell, whose prefix MindSpore puts before every `Parameter.name`.
     """
     return {
         name: parameter
         for name, parameter in network.official_parameters.items()
-        if name != "random_counter" and _KEY_INDICES not in name
+        if name != RANDOM_COUNTER and KEY_INDICES not in name
     }
 
 
 def load_official_state_dict(network: nn.Cell, state: Mapping[str, np.ndarray]) -> None:
     """Load an official state dict, buffers included, into a network from `create_model`.
 
-    Load before the network first runs: version 2's keys are part of the compiled graph.
-
     Args:
-        state: official name -> array. Buffers may be left out; version 2 then keeps its own choice among ties.
+        network: the network to fill.
+        state: arrays by official name. Buffers may be left out; version 2 then keeps its own choice among ties.
 
     Raises:
-        UserError: naming every missing, unexpected and misshaped entry; nothing is loaded then.
+        UserError: names every missing, unexpected and misshaped entry; nothing is loaded then.
     """
     learnable, buffers = learnable_parameters(network), official_buffers(network)
     shapes = {name: tuple(parameter.shape) for name, parameter in learnable.items()}
@@ -58,11 +58,13 @@ def load_official_state_dict(network: nn.Cell, state: Mapping[str, np.ndarray]) 
     ]
     if problems:
         raise UserError(f"state dict does not fit the network: {'; '.join(problems)}")
-    indices = {name: np.asarray(value) for name, value in state.items() if _KEY_INDICES in name}
-    absent = [name for name in buffers if _KEY_INDICES in name and name not in indices]
+    indices = {name: np.asarray(value) for name, value in state.items() if KEY_INDICES in name}
+    absent = [name for name in buffers if KEY_INDICES in name and name not in indices]
     if absent:
         logger.warning(
-            "state dict has no %s (%d in all): ties among closest tokens are our own", absent[0], len(absent)
+            "the state dict lacks %s (%d in all): this program chooses among equally close tokens itself",
+            absent[0],
+            len(absent),
         )
     set_key_indices(network, indices)
     for name, parameter in learnable.items():
@@ -78,11 +80,11 @@ def official_state_dict(network: nn.Cell) -> dict[str, np.ndarray]:
 def set_key_indices(network: nn.Cell, indices: Mapping[str, np.ndarray]) -> None:
     """Take over version 2's key indices, by official name, and rebuild the tables made from them.
 
-    Indices that are not given stay as the network's parameters have them, so that with an empty mapping this brings the
-    tables up to date after a checkpoint has overwritten those parameters.
+    Levels that are not given keep the indices in the network's parameters. An empty mapping therefore brings the tables
+    up to date after a checkpoint has overwritten those parameters.
 
     Raises:
-        UserError: indices that name no token, or one twice; nothing has changed then.
+        UserError: indices are not different tokens of the map; nothing has changed then.
     """
     checked = []
     for builder, block, _, attention in _blocks(network):
@@ -90,14 +92,14 @@ def set_key_indices(network: nn.Cell, indices: Mapping[str, np.ndarray]) -> None
             continue
         levels = []
         for level, parameter in enumerate(attention.key_indices):
-            name = f"{block}.attn{_KEY_INDICES}{level}"
-            value = np.asarray(indices.get(name, parameter.asnumpy())).astype(np.int64)
-            places = math.prod(key_grid(builder.stage.map, level))
+            name = f"{block}.attn{KEY_INDICES}{level}"
+            value = np.asarray(indices.get(name, parameter.asnumpy())).astype(np.int64)  # (windows, keys)
+            tokens = math.prod(key_grid(builder.stage.map, level))
             repeated = (np.diff(np.sort(value, axis=1), axis=1) == 0).any()
-            if repeated or value.min() < 0 or value.max() >= places:
+            if repeated or value.min() < 0 or value.max() >= tokens:
                 raise UserError(
-                    f"{name}: not {value.shape[1]} different tokens of {places} for each "
-                    f"window; the file is damaged or belongs to another image size"
+                    f"{name}: not {value.shape[1]} different tokens of {tokens} for each window; the file is damaged "
+                    "or belongs to another image size"
                 )
             levels.append(value)
         checked.append((builder, attention, levels))
@@ -116,7 +118,7 @@ def official_buffers(network: nn.Cell) -> dict[str, np.ndarray]:
 
 
 def _blocks(network: nn.Cell) -> Iterator[tuple[AttentionBuilder, str, int, FocalAttention]]:
-    """Builder, official name, number in its stage, and attention of each block."""
+    """Builder, official name, index within its stage, and attention of each block."""
     for stage, layer in enumerate(network.layers):
         for index, block in enumerate(layer.blocks):
             yield layer.builder, f"layers.{stage}.blocks.{index}", index, block.attn

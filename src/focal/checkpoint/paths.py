@@ -1,4 +1,4 @@
-"""Files of a training: those it needs, checked before anything costs time, and those it must not overwrite."""
+"""Checks the files that a job needs or writes before anything costs time, and protects those of an earlier training."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ RESULTS = ("checkpoints", "best", "metrics.jsonl", "tensorboard", "config.yaml")
 
 
 def check_input_files(run: RunConfig, data: DataConfig) -> None:
-    """Check that the files named in the configuration exist. Needs no MindSpore, so it answers at once.
+    """Check that the files named in the configuration exist. Needs no MindSpore and therefore answers at once.
 
     Raises:
-        UserError: `pretrained` or `resume` names no file, or `data_url` no folder.
+        UserError: `pretrained`, `resume` or `data_url` does not exist.
     """
     if "://" not in data.data_url and not Path(data.data_url).exists():
         raise UserError(f"data_url: {data.data_url} does not exist; --data_url names the folder with train/ and val/")
@@ -25,7 +25,7 @@ def check_input_files(run: RunConfig, data: DataConfig) -> None:
 
 
 def check_checkpoint_files(run: RunConfig) -> None:
-    """The part of `check_input_files` that concerns `pretrained` and `resume`."""
+    """Check that the files `pretrained` and `resume` exist; see `check_input_files`."""
     for key, path in (("pretrained", run.pretrained), ("resume", run.resume)):
         if path is None or (key == "resume" and path == "auto"):
             continue
@@ -37,10 +37,10 @@ def check_checkpoint_files(run: RunConfig) -> None:
 
 
 def check_output_file(key: str, path: str) -> None:
-    """Check, before anything costs time, that a file can be written; its folder is made.
+    """Check that the file `path`, given by the setting `key`, can be written; its folder is created.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot be written.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def check_output_file(key: str, path: str) -> None:
 def set_aside_earlier_results(folder: str) -> None:
     """Move the results of an earlier training out of the way of a new one in the same folder; nothing is deleted.
 
-    A start that failed before its first record and checkpoint left no results; its files are written over.
+    An earlier start that failed before its first record and checkpoint left no results; its files are overwritten.
     """
     metrics = Path(folder) / "metrics.jsonl"
     has_records = metrics.is_file() and metrics.stat().st_size > 0

@@ -1,27 +1,27 @@
-"""All that a training needs to go on exactly where it was: tensors of the step, progress, and the settings."""
+"""What a training needs to continue exactly where it was: its tensors, its progress, and its settings."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, Tensor, nn
 
 from focal.checkpoint.files import Checkpoint
 from focal.checkpoint.weights import refresh_tables
 from focal.config import Config, ConfigError, load_config, to_flat_dict
 from focal.config.schema import may_change_on_resume
-from focal.distributed.device import Device, all_reduce_sum, broadcast_parameters
-from focal.trainers.train_one_step import TrainOneStep
+from focal.distributed.collectives import broadcast_bytes, broadcast_parameters
+from focal.distributed.device import Device
 
 logger = logging.getLogger("focal")
 
-_SCHEDULE_TABLE = "schedule.learning_rates"  # follows from the configuration, not saved
-_POSITION = "schedule.position"
 _RANDOM_COUNTER = "random_counter"
+_PROGRESS_BYTES = 512  # room for a Progress as JSON
 
 
 @dataclasses.dataclass
@@ -31,10 +31,10 @@ class Progress:
     Attributes:
         epoch: epochs finished.
         step_in_epoch: micro-batches of the current epoch that are done, on each rank.
-        update: optimizer updates done or skipped since the start.
-        best_top1: highest top-1 in per cent so far, of raw or averaged weights.
-        last_good_update: the latest finite update.
-        training: a random number that this training has and no other; 0: not known.
+        update: steps (optimizer updates) since the start, skipped ones included.
+        best_top1: highest top-1 in per cent so far, of raw or EMA weights.
+        last_good_update: the latest step that was finite.
+        training: a random number that identifies this training; 0 if it is not known.
     """
 
     epoch: int = 0
@@ -49,10 +49,29 @@ class Progress:
         return self.epoch + self.step_in_epoch / micro_batches_per_epoch
 
 
-def collect_tensors(train_step: TrainOneStep, world_size: int) -> dict[str, np.ndarray]:
-    """Values of all state of the step, by name; the random counter counted as if on one rank."""
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The Parameters that make up the state of a training.
+
+    Attributes:
+        network: with the weights.
+        parameters: all that a checkpoint holds: weights, EMA weights, moments, counters.
+        averages: (EMA weight, weight) of each trained parameter; empty without EMA.
+        position: int32, steps done in the learning-rate schedule.
+        random_counter: int32 counter behind dropout, of this rank; None without dropout.
+    """
+
+    network: nn.Cell
+    parameters: list[Parameter]
+    averages: list[tuple[Parameter, Parameter]]
+    position: Parameter
+    random_counter: Optional[Parameter]
+
+
+def collect_tensors(state: TrainState, world_size: int) -> dict[str, np.ndarray]:
+    """Values of all parameters of the state, by name; the random counter as if there were one rank."""
     tensors = {}
-    for parameter in _state_parameters(train_step):
+    for parameter in state.parameters:
         value = parameter.asnumpy()
         if parameter.name == _RANDOM_COUNTER:
             value = np.asarray(value // world_size, value.dtype)
@@ -60,20 +79,11 @@ def collect_tensors(train_step: TrainOneStep, world_size: int) -> dict[str, np.n
     return tensors
 
 
-def weights_only(tensors: dict[str, np.ndarray], train_step: TrainOneStep) -> dict[str, np.ndarray]:
-    """The part of `collect_tensors` that evaluation and export need: weights and their averages."""
-    names = {parameter.name for parameter in train_step.network.get_parameters()} - {_RANDOM_COUNTER}
-    if train_step.ema is not None:
-        names |= {average.name for average in train_step.ema.averages}
+def weights_only(tensors: dict[str, np.ndarray], state: TrainState) -> dict[str, np.ndarray]:
+    """The part of `collect_tensors` that evaluation and export need: raw and EMA weights."""
+    names = {parameter.name for parameter in state.network.get_parameters()} - {_RANDOM_COUNTER}
+    names |= {average.name for average, _ in state.averages}
     return {name: value for name, value in tensors.items() if name in names}
-
-
-def _state_parameters(train_step: TrainOneStep) -> list[Parameter]:
-    return [
-        parameter
-        for parameter in train_step.get_parameters()
-        if parameter.name != _SCHEDULE_TABLE and not parameter.name.startswith("accumulated")
-    ]
 
 
 def make_meta(config: Config, progress: Progress, world_size: int, steps_per_epoch: int) -> dict[str, Any]:
@@ -106,22 +116,22 @@ def changed_settings(saved: dict[str, Any], config: Config) -> list[str]:
 
 
 def restore(
-    checkpoint: Checkpoint, train_step: TrainOneStep, config: Config, world_size: int, steps_per_epoch: int
+    checkpoint: Checkpoint, state: TrainState, config: Config, world_size: int, steps_per_epoch: int
 ) -> Progress:
-    """Put the state of a checkpoint into the step and return where the training was.
+    """Put the contents of a checkpoint into the state and return where the training was.
 
-    With another number of devices, or of images in the data, the state is kept, the order of the data is not: the
-    training goes on at the same share of the epoch.
+    With another number of devices or of images, the state is kept but the order of the data is not: training continues
+    at the same fraction of the epoch.
 
     Args:
         checkpoint: with metadata.
-        train_step: made from the same configuration.
+        state: of a training step made from the same configuration.
         config: of the present job.
         world_size: devices of the present job.
         steps_per_epoch: micro-batches per epoch and rank in the present job.
 
     Raises:
-        ConfigError: a setting that matters has changed, and `allow_config_change` is off.
+        ConfigError: a setting that matters has changed and `allow_config_change` is off, or the tensors do not fit.
     """
     assert checkpoint.meta is not None
     differences = changed_settings(checkpoint.meta["config"], config)
@@ -132,34 +142,40 @@ def restore(
         )
     if differences:
         logger.warning("resuming with changed settings: %s", "; ".join(differences))
-    _restore_tensors(checkpoint, train_step, world_size, strict=not differences)
-    progress = Progress(**checkpoint.meta["progress"])
-    saved = checkpoint.meta
+    _restore_tensors(checkpoint, state, world_size, strict=not differences)
+    progress = _continued_progress(checkpoint.meta, config, world_size, steps_per_epoch)
+    state.position.set_data(Tensor(progress.update, ms.int32))
+    return progress
+
+
+def _continued_progress(meta: dict[str, Any], config: Config, world_size: int, steps_per_epoch: int) -> Progress:
+    """The progress in a checkpoint, in terms of the present number of devices and images."""
+    progress = Progress(**meta["progress"])
     accumulation = config.step.accumulation_step
-    now = (config.data.batch_size * world_size, accumulation, steps_per_epoch)
-    images_before = saved["config"]["batch_size"] * saved["world_size"]
-    steps_before = saved.get("steps_per_epoch", steps_per_epoch * now[0] // images_before)  # older files do not say
-    before = (images_before, saved["config"]["accumulation_step"], steps_before)
-    whole_epoch = before[2] // before[1] * before[1]
-    if progress.step_in_epoch >= whole_epoch:  # stopped between its last update and what follows: by divergence
+    images = config.data.batch_size * world_size
+    accumulation_before = meta["config"]["accumulation_step"]
+    images_before = meta["config"]["batch_size"] * meta["world_size"]
+    # Checkpoints of early versions do not say how many micro-batches an epoch had.
+    steps_before = meta.get("steps_per_epoch", steps_per_epoch * images // images_before)
+    whole_epoch = steps_before // accumulation_before * accumulation_before
+    if progress.step_in_epoch >= whole_epoch:  # divergence ended it between the last step and the end of the epoch
         progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-    if before != now:
-        # The share that is done is less than 1, so an update is always left.
+    if (images, accumulation, steps_per_epoch) != (images_before, accumulation_before, steps_before):
+        # The fraction that is done is less than 1, so at least one step is left.
         updates_per_epoch = steps_per_epoch // accumulation
         done = progress.step_in_epoch * updates_per_epoch // whole_epoch
         progress.step_in_epoch = done * accumulation
         progress.update = progress.epoch * updates_per_epoch + done
         logger.warning(
-            "resuming with %d images per step over all devices and %d steps per epoch, before %d and %d: weights and "
-            "optimizer state are kept, the order of the data is not; going on at update %d",
-            now[0], now[2], before[0], before[2], progress.update,
+            "resuming with %d images per micro-batch on all devices and %d micro-batches per epoch, before %d and %d; "
+            "weights and optimizer state are kept, the order of the data is not; continuing at step %d",
+            images, steps_per_epoch, images_before, steps_before, progress.update,
         )  # fmt: skip
-        train_step.optimizer.position.set_data(Tensor(progress.update, ms.int32))
     return progress
 
 
-def _restore_tensors(checkpoint: Checkpoint, train_step: TrainOneStep, world_size: int, strict: bool) -> None:
-    parameters = {parameter.name: parameter for parameter in _state_parameters(train_step)}
+def _restore_tensors(checkpoint: Checkpoint, state: TrainState, world_size: int, strict: bool) -> None:
+    parameters = {parameter.name: parameter for parameter in state.parameters}
     missing = sorted(parameters.keys() - checkpoint.tensors.keys())
     # Checkpoints of earlier versions hold the counter of random masks even where nothing uses it.
     unexpected = sorted(checkpoint.tensors.keys() - parameters.keys() - {_RANDOM_COUNTER})
@@ -172,7 +188,7 @@ def _restore_tensors(checkpoint: Checkpoint, train_step: TrainOneStep, world_siz
     if problems and strict:
         raise ConfigError(f"resume: {checkpoint.path} does not fit this training: {'; '.join(problems)}")
     if problems:
-        logger.warning("resume: left as they are: %s", "; ".join(problems))
+        logger.warning("resume: these tensors keep their initial values: %s", "; ".join(problems))
     for name, parameter in parameters.items():
         if name in missing or name in misshaped:
             continue
@@ -180,34 +196,27 @@ def _restore_tensors(checkpoint: Checkpoint, train_step: TrainOneStep, world_siz
         if name == _RANDOM_COUNTER:
             value = value * world_size
         parameter.set_data(Tensor(value, parameter.dtype))
-    if train_step.ema is not None:
-        for average, parameter in zip(train_step.ema.averages, train_step.ema.parameters_to_average):
-            if average.name in missing or average.name in misshaped:
-                average.set_data(Tensor(parameter.asnumpy()))  # from here on, not from this process's random start
-    refresh_tables(train_step.network)
+    for average, parameter in state.averages:
+        if average.name in missing or average.name in misshaped:
+            average.set_data(Tensor(parameter.asnumpy()))  # the EMA starts here, not at this process's random weights
+    refresh_tables(state.network)
 
 
-def share_state(train_step: TrainOneStep, progress: Optional[Progress], device: Device) -> Progress:
+def share_state(state: TrainState, progress: Optional[Progress], device: Device) -> Progress:
     """Give every rank the state of rank 0, and each its own place in the random sequence.
 
     Args:
-        train_step: on rank 0 with the state to share.
+        state: on rank 0 the one to share.
         progress: on rank 0, where the training is; ignored elsewhere.
         device: this process.
     """
     progress = progress if device.is_main and progress is not None else Progress()
     if device.world_size > 1:
-        fields = np.array(dataclasses.astuple(progress), np.float64)
-        # Counters beyond 2**24 would lose digits as float32: send them as high and low halves.
-        high, low = np.divmod(fields, 4096.0)
-        summed = all_reduce_sum(np.stack([high, low]).astype(np.float32) * (1.0 if device.is_main else 0.0))
-        values = summed[0].astype(np.float64) * 4096.0 + summed[1]
-        names = [field.name for field in dataclasses.fields(Progress)]
-        progress = Progress(**{name: float(value) if name == "best_top1" else int(value)
-                               for name, value in zip(names, values)})  # fmt: skip
-        broadcast_parameters(_state_parameters(train_step))
-        refresh_tables(train_step.network)
-    counter = train_step.random_counter
+        sent = broadcast_bytes(json.dumps(dataclasses.asdict(progress)).encode(), _PROGRESS_BYTES)
+        progress = Progress(**json.loads(sent.rstrip(b"\0")))
+        broadcast_parameters(state.parameters)
+        refresh_tables(state.network)
+    counter = state.random_counter
     if counter is not None and device.rank:
         counter.set_data(Tensor(int(counter.asnumpy()) + device.rank, counter.dtype))
     return progress

@@ -1,68 +1,65 @@
-"""Unpacking a dataset's archive without letting any entry out of the target folder."""
+"""Unpacks a dataset's archive without letting any entry leave the target folder."""
 
 from __future__ import annotations
 
-import importlib
-import os
+import gzip
 import shutil
 import stat
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import BinaryIO, Union
+from typing import IO, Union
 
-from focal.errors import UserError
+from focal.errors import UserError, one_line
 
-_COMPRESSION = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "lzma"}  # first bytes -> module that reads it
-_PIECE = 1 << 20
+_CHUNK = 1 << 20  # bytes
 
 
-def unpack_archive(archive: Union[str, Path], folder: Union[str, Path]) -> None:
-    """Unpack a .tar, .tar.gz (or otherwise compressed tar) or .zip into `folder`, which is made if it is missing.
+def unpack_archive(archive: Path, folder: Path) -> None:
+    """Unpack a .tar, .tar.gz or .zip, told by its content, into the empty or missing `folder`.
 
-    Only files and folders are unpacked, with default permissions; a tar is read once, front to back. An archive with
-    an unsafe entry is refused at that entry, so unpack into a folder of its own and rename it afterwards.
+    Only files and folders are unpacked, with default permissions. An unsafe entry is refused when it is reached, and
+    what came before it stays: unpack under a temporary name and rename the folder afterwards.
 
     Raises:
-        UserError: not an archive, cut short or damaged (as far as its checksums tell), no space left; an entry with an
-            absolute path, one that leaves `folder`, a link or a device.
+        UserError: this is not an archive, it is cut short or damaged (as far as its checksums tell), the disk is full,
+            or an entry is a link, a device, or has a path that leaves `folder`.
     """
-    root = Path(folder)
-    root.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with open(archive, "rb") as file:
-            start = file.read(8)
-        if start.startswith((b"PK\3\4", b"PK\5\6")):
-            _unpack_zip(archive, root)
+        with archive.open("rb") as file:
+            start = file.read(4)
+        if start in (b"PK\3\4", b"PK\5\6"):
+            _unpack_zip(archive, folder)
         else:
-            _unpack_tar(archive, start, root)
+            _unpack_tar(archive, folder, compressed=start.startswith(b"\x1f\x8b"))
     except UserError:
         raise
-    except Exception as error:  # each format has its own; a full disk: OSError
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"archive: cannot unpack {archive} to {folder} ({reason}); is the download complete?") from None
+    except Exception as error:  # each format has its own exceptions; a full disk is an OSError
+        raise UserError(
+            f"archive: cannot unpack {archive} to {folder} ({one_line(error)}); is the download complete?"
+        ) from None
 
 
 class _TarEntry(tarfile.TarInfo):
-    """An entry that must have a sound header: tarfile takes a damaged or missing one for the end of the archive."""
+    """Refuses a damaged or missing header, which tarfile would take for the end of the archive."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, buf: Union[bytes, bytearray], encoding: str, errors: str) -> _TarEntry:
         try:
             return super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError:
             if len(buf) == tarfile.BLOCKSIZE and not any(buf):
-                raise  # A block of zeros: the real end.
+                raise  # a block of zeros is the real end
             raise tarfile.ReadError("it breaks off or is damaged between two files") from None
 
 
-def _unpack_tar(archive: Union[str, Path], start: bytes, root: Path) -> None:
-    # Decompressed here and not by tarfile, whose streams never look at the checksum behind the compressed data.
-    module = next((name for magic, name in _COMPRESSION.items() if start.startswith(magic)), None)
-    reader = importlib.import_module(module).open if module else open
+def _unpack_tar(archive: Path, folder: Path, compressed: bool) -> None:
+    # Decompressed here, because tarfile's own streams never look at the checksum behind the compressed data.
+    reader = gzip.open if compressed else open
     with reader(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarEntry) as entries:
         for entry in entries:
-            target = _inside(root, entry.name, archive)
+            target = _inside(folder, entry.name, archive)
             if entry.isdir():
                 target.mkdir(parents=True, exist_ok=True)
             elif entry.isreg():
@@ -71,15 +68,16 @@ def _unpack_tar(archive: Union[str, Path], start: bytes, root: Path) -> None:
                 _write(source, target)
             else:
                 raise UserError(f"archive: {archive} holds a link or device, {entry.name!r}; only files are unpacked")
-        while rest := entries.fileobj.read(_PIECE):  # to the end of the stream, where the checksum is
+        assert entries.fileobj is not None
+        while rest := entries.fileobj.read(_CHUNK):  # to the end of the stream, where the checksum is
             if rest.strip(b"\0"):
-                raise tarfile.ReadError("it goes on after its end, as joined archives do")
+                raise tarfile.ReadError("it goes on after its end, like archives that were joined")
 
 
-def _unpack_zip(archive: Union[str, Path], root: Path) -> None:
+def _unpack_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as entries:
         for entry in entries.infolist():
-            target = _inside(root, entry.filename, archive)
+            target = _inside(folder, entry.filename, archive)
             if stat.S_ISLNK(entry.external_attr >> 16):
                 raise UserError(f"archive: {archive} holds a link, {entry.filename!r}; only files are unpacked")
             if entry.is_dir():
@@ -89,19 +87,15 @@ def _unpack_zip(archive: Union[str, Path], root: Path) -> None:
                     _write(source, target)
 
 
-def _inside(root: Path, name: str, archive: Union[str, Path]) -> Path:
-    """The path of an entry below `root`; also what Windows calls a path counts, whichever system this is."""
+def _inside(folder: Path, name: str, archive: Path) -> Path:
+    """The path of an entry below `folder`; what Windows would take for a path is refused on every system."""
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
         raise UserError(f"archive: {archive} holds {name!r}, which leaves the folder it is unpacked to; refused")
-    target = root.joinpath(*parts)
-    # A link that was in the folder before could lead out of it.
-    if os.path.commonpath([os.path.realpath(root), os.path.realpath(target)]) != os.path.realpath(root):
-        raise UserError(f"archive: {name!r} of {archive} would be written through a link out of {root}; refused")
-    return target
+    return folder.joinpath(*parts)
 
 
-def _write(source: BinaryIO, target: Path) -> None:
+def _write(source: IO[bytes], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target, "wb") as file:
-        shutil.copyfileobj(source, file, _PIECE)
+        shutil.copyfileobj(source, file, _CHUNK)

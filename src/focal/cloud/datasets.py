@@ -1,4 +1,4 @@
-"""Finding the dataset in what a platform delivered: archives unpacked, the right folder chosen among several."""
+"""Finds the dataset in what a platform delivered: unpacks archives, and chooses among several datasets."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
+from focal.cloud.archive import unpack_archive
 from focal.errors import UserError
-from focal.json_files import read_json, write_json
+from focal.files import is_temporary, read_json, temporary_path, write_json
 
 logger = logging.getLogger("focal")
 
-_DRAFT = ".unpacking"  # ends the name of a folder that an archive is being unpacked to
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 
 
@@ -32,11 +31,15 @@ def choose_dataset(folder: Path, wanted: str) -> Path:
         wanted: the job's data_url; its last part chooses among several datasets by name.
 
     Raises:
-        UserError: several datasets and none of that name.
+        UserError: there are several datasets, and not exactly one has that name.
     """
     if looks_like_dataset(folder):
         return folder
-    below = _datasets_below(folder)
+    below: list[Path] = []
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not is_temporary(entry):
+            inside = [entry] if looks_like_dataset(entry) else filter(looks_like_dataset, sorted(entry.iterdir()))
+            below += inside  # one level further where an archive holds a folder around its contents
     name = os.path.basename(wanted.rstrip("/"))
     named = [entry for entry in below if name in entry.relative_to(folder).parts]
     if len(below) > 1 and len(named) != 1:
@@ -45,48 +48,32 @@ def choose_dataset(folder: Path, wanted: str) -> Path:
     return (named or below or [folder])[0]
 
 
-def _datasets_below(folder: Path) -> list[Path]:
-    """Datasets in the folders of `folder`, or, for an archive with a folder of its own inside, one level further."""
-    found = []
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.name.endswith(_DRAFT):
-            deeper = (
-                [entry] if looks_like_dataset(entry) else sorted(e for e in entry.iterdir() if looks_like_dataset(e))
-            )
-            found += deeper
-    return found
-
-
 def archive_stem(name: str) -> str:
-    """`imagenet.tar.gz` -> `imagenet`; empty if the name is not an archive's."""
+    """`imagenet.tar.gz` -> `imagenet`; empty if `name` is not the name of an archive."""
     for suffix in ARCHIVE_SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return ""
 
 
-def unpack_archives(source: Path, target: Path, remove: bool = False) -> bool:
+def unpack_archives(source: Path, target: Path, remove: bool = False) -> None:
     """Unpack the archives that lie in `source` into `target`, each into a folder named after it.
 
-    One that was unpacked before, wholly, is not unpacked again. A record of its size and time beside the folder tells:
-    another archive of that name replaces what the earlier one left. A folder without a record is not ours and stays as
-    it is, as does its archive.
+    An archive that has been unpacked before is left alone: a record beside its folder holds its size and time of
+    change. A changed archive replaces what its earlier version left. A folder without a record belongs to the user; it
+    stays as it is, and so does the archive of that name.
 
     Args:
         source: folder of archives.
-        target: folder for what is in them.
-        remove: whether to remove an archive once it is unpacked: where it is a copy, and the disk may be small.
-
-    Returns:
-        Whether there were any.
+        target: folder for their contents.
+        remove: remove each archive once it is unpacked, where it is only a copy.
 
     Raises:
-        UserError: an archive that cannot be read, is unsafe, or does not fit on the disk; two of one name, such as
-            data.tar and data.zip.
+        UserError: an archive cannot be read, is unsafe, or does not fit on the disk; or two of them, such as data.tar
+            and data.zip, would be unpacked to the same folder.
     """
-    archives = sorted(entry for entry in source.iterdir() if entry.is_file() and archive_stem(entry.name))
     by_stem: dict[str, Path] = {}
-    for archive in archives:
+    for archive in sorted(entry for entry in source.iterdir() if entry.is_file() and archive_stem(entry.name)):
         other = by_stem.setdefault(archive_stem(archive.name), archive)
         if other != archive:
             raise UserError(f"{other} and {archive} would be unpacked to the same folder; rename or remove one of them")
@@ -95,35 +82,27 @@ def unpack_archives(source: Path, target: Path, remove: bool = False) -> bool:
         status = archive.stat()
         identity = {"archive": archive.name, "bytes": status.st_size, "modified": status.st_mtime_ns}
         if folder.exists() and not record.exists():
-            logger.info("%s: there already, not unpacked from %s", folder, archive)
+            logger.info("%s exists; %s is not unpacked", folder, archive)
             continue
-        if folder.exists() and read_json(record) == identity:
-            logger.info("%s: unpacked before", folder)
-        else:
+        if not folder.exists() or read_json(record) != identity:
             logger.info("unpacking %s to %s", archive, folder)
             _unpack(archive, folder, record, identity)
         if remove:
             archive.unlink()
-    return bool(archives)
 
 
-def _unpack(archive: Path, folder: Path, record: Path, identity: dict[str, Any]) -> None:
-    """Unpack beside `folder`, write `record`, and put the result in the place of what `folder` was."""
-    from focal.cloud.archive import unpack_archive
-
-    draft, former = folder.with_name(folder.name + _DRAFT), folder.with_name(folder.name + ".former" + _DRAFT)
+def _unpack(archive: Path, folder: Path, record: Path, identity: dict[str, object]) -> None:
+    """Unpack under a temporary name and rename, after removing what an earlier version of the archive left."""
+    temporary = temporary_path(folder)
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        unpack_archive(archive, draft)
+        shutil.rmtree(temporary, ignore_errors=True)
         if folder.exists():
-            shutil.rmtree(former, ignore_errors=True)
-            folder.rename(former)
-        # Only while there is no folder: whenever this ends, what the record says is there, or nothing is.
-        write_json(record, identity)
-        draft.rename(folder)
-        shutil.rmtree(former, ignore_errors=True)
+            folder.rename(temporary)  # never half removed under its own name
+            shutil.rmtree(temporary)
+        unpack_archive(archive, temporary)
+        write_json(record, identity)  # while there is no folder, so that a crash cannot leave them inconsistent
+        temporary.rename(folder)
     except OSError as error:
         raise UserError(f"cannot unpack {archive} to {folder} ({error.strerror or error}); see --cache_dir") from None
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

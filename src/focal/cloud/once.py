@@ -1,150 +1,108 @@
-"""Work done once per machine: one local rank does it, the others wait for its marker.
+"""Work that one process of each machine does while the others wait, such as copying a dataset.
 
-The marker names this very job by a token that the ranks agree on when they start, so a marker left by an earlier job is
-never taken for this one's. It tells success, failure with its reason, and, by the time in it, that the worker still
-lives: nobody waits for a dead process.
+The local rank 0 of each machine works in a thread. Meanwhile all ranks of the job tell each other every few seconds how
+far they are, so that no collective call lasts as long as the work, a failure ends all of them with its reason, and a
+rank that has died is noticed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import secrets
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import numpy as np
 
-from focal.distributed.device import Device, all_reduce_sum
-from focal.errors import UserError
-from focal.json_files import read_json, write_json
+from focal.distributed.collectives import COLLECTIVE_TIMEOUT, all_reduce_sum, waiting
+from focal.distributed.device import Device
+from focal.errors import UserError, one_line
 
 logger = logging.getLogger("focal")
 
-HEARTBEAT_SECONDS = 2.0
-SILENCE_SECONDS = 60.0  # without a heartbeat, the working rank is taken for dead
-POLL_SECONDS = 0.2
+PULSE_SECONDS = 2.0  # between two status exchanges of the ranks
+SILENCE_TIMEOUT = 120.0  # seconds after which a rank that takes no part in an exchange is taken for dead
+WORK_TIMEOUT = 12 * 3600.0  # seconds; copying ImageNet as single files can take hours
 REMIND_SECONDS = 60.0
-_RUNNING, _DONE, _FAILED = "running", "done", "failed"
+_WORKING, _DONE, _FAILED = 0, 1, 2
+_REASON_BYTES = 400
 
 
-def job_token(device: Device) -> str:
-    """A name for this job that all its ranks share and no other job has: 64 random bits of rank 0.
+def once_per_machine(device: Device, what: str, work: Callable[[], None]) -> None:
+    """Run `work` in local rank 0 of each machine and return in every rank once it is done everywhere.
 
-    Every rank must call it.
-    """
-    words = np.frombuffer(secrets.token_bytes(8), np.uint16).astype(np.float32)
-    agreed = all_reduce_sum(words if device.is_main else np.zeros_like(words)).astype(np.uint16)
-    platform_name = os.environ.get("JOB_ID") or os.environ.get("MA_JOB_ID") or "job"
-    return f"{''.join(letter for letter in platform_name if letter.isalnum())}-{agreed.tobytes().hex()}"
-
-
-def marker_folder() -> Path:
-    """Where markers live: always on this machine's own disk."""
-    return Path(tempfile.gettempdir()) / f"focal-{os.getuid()}"
-
-
-def once_per_machine(device: Device, what: str, work: Callable[[], None], token: str, timeout: float) -> None:
-    """Run `work` in local rank 0 of each machine; return in every rank once it is done.
+    Every rank must call it. A job of one process does the work in its own thread.
 
     Args:
-        what: a word for the work, e.g. "data"; part of the marker's name and of messages.
-        token: the same on all ranks and of this very piece of work: `job_token()` and a number.
-        timeout: seconds after which a waiting rank gives up.
+        device: this process.
+        what: a word for the work, for messages, e.g. "data".
+        work: called in local rank 0 only, in a thread.
 
     Raises:
-        UserError: the work failed, in every rank of the machine; or the worker died, or the time is up.
+        Exception: whatever `work` raised in this process.
+        UserError: the work failed in another process, or is not done after `WORK_TIMEOUT`.
     """
-    if device.local_size == 1:
+    if device.world_size == 1:
         work()
         return
-    marker = marker_folder() / f"{what}-{token}.json"
+    worker = _Worker(what, work)
     if device.local_rank == 0:
-        _work_and_tell(marker, what, work)
-    else:
-        _wait(marker, what, timeout)
-
-
-def _work_and_tell(marker: Path, what: str, work: Callable[[], None]) -> None:
-    marker.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    remove_stale_markers(marker.parent)
-    try:
-        with _heartbeat(marker):
-            work()
-    except BaseException as error:
-        _write(marker, _FAILED, " ".join(str(error).split()) or type(error).__name__)
-        raise
-    _write(marker, _DONE)
-    logger.info("%s: ready on this machine", what)
-
-
-@contextlib.contextmanager
-def _heartbeat(marker: Path) -> Iterator[None]:
-    """Renew the marker all the while, and no longer: whatever is written afterwards stays."""
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(HEARTBEAT_SECONDS):
-            _write(marker, _RUNNING)
-
-    _write(marker, _RUNNING)
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _wait(marker: Path, what: str, timeout: float) -> None:
-    start = heard = reminded = time.monotonic()
-    last: Optional[dict[str, Any]] = None
+        worker.start()
+    begin = reminded = time.monotonic()
+    timeout = COLLECTIVE_TIMEOUT  # the ranks may not have come here at the same time
     while True:
-        state = read_json(marker)
-        now = time.monotonic()
-        if state is not None and state != last:
-            last, heard = state, now
-            if state["state"] == _DONE:
-                return
-            if state["state"] == _FAILED:
-                raise UserError(f"{what}: local rank 0 failed: {state['reason']}")
-        if now - heard > SILENCE_SECONDS:
-            raise UserError(f"{what}: local rank 0 has given no sign of life for {SILENCE_SECONDS:.0f} s; see its log")
-        if now - start > timeout:
-            raise UserError(f"{what}: not ready after {timeout:.0f} s; see the log of local rank 0")
-        if now - reminded > REMIND_SECONDS:
-            reminded = now
-            logger.info("waiting for local rank 0 to bring the %s, for %.0f min", what, (now - start) / 60)
-        time.sleep(POLL_SECONDS)
+        states = np.zeros(device.world_size, np.float32)
+        states[device.rank] = worker.state_after(PULSE_SECONDS)
+        states = _sum_over_ranks(what, states, timeout)
+        timeout = SILENCE_TIMEOUT
+        if (states == _FAILED).any():
+            failed = int(np.argmax(states == _FAILED))
+            mine = one_line(worker.error) if worker.error is not None and device.rank == failed else ""
+            reason = _sum_of_texts(what, mine)
+            raise worker.error or UserError(f"{what}: rank {failed} failed: {reason}; see its log")
+        if (states == _DONE).all():
+            return
+        if time.monotonic() - reminded > REMIND_SECONDS:
+            reminded = time.monotonic()
+            logger.info("%s: not ready yet after %.0f min", what, (reminded - begin) / 60)
 
 
-def _write(marker: Path, state: str, reason: str = "") -> None:
-    write_json(marker, {"state": state, "reason": reason, "pid": os.getpid(), "time": time.time()})
+class _Worker(threading.Thread):
+    """Runs `work` and remembers how it ended. One that is never started has nothing to do and counts as done."""
+
+    def __init__(self, what: str, work: Callable[[], None]) -> None:
+        super().__init__(name=what, daemon=True)
+        self.error: Optional[BaseException] = None
+        self._work = work
+        self._deadline = time.monotonic() + WORK_TIMEOUT
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self.error = error
+
+    def state_after(self, seconds: float) -> int:
+        """The state of the work once it has ended, or after `seconds`."""
+        if self.ident is None:  # never started
+            return _DONE
+        self.join(seconds)
+        if self.is_alive():
+            if time.monotonic() < self._deadline:
+                return _WORKING
+            self.error = UserError(f"{self.name}: not ready after {WORK_TIMEOUT / 3600:.0f} h")
+        return _DONE if self.error is None else _FAILED
 
 
-def remove_stale_markers(folder: Path) -> None:
-    """Remove markers whose process has ended; those of a job still running beside this one stay."""
-    for marker in folder.glob("*.json"):
-        state = read_json(marker)
-        if state is None or not _is_alive(int(state.get("pid", 0))):
-            logger.info("removing the stale marker %s", marker.name)
-            with contextlib.suppress(OSError):
-                marker.unlink()
+def _sum_over_ranks(what: str, values: np.ndarray, timeout: float) -> np.ndarray:
+    with waiting(f"a sign of life from the other ranks, one of which brings the {what}", timeout):
+        return all_reduce_sum(values, timeout + 60)
 
 
-def _is_alive(pid: int) -> bool:
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _sum_of_texts(what: str, text: str) -> str:
+    """The one text that is not empty among those of all ranks, cut to `_REASON_BYTES`."""
+    data = np.zeros(_REASON_BYTES, np.float32)
+    encoded = text.encode()[:_REASON_BYTES]
+    data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    data = _sum_over_ranks(what, data, SILENCE_TIMEOUT)
+    return data.astype(np.uint8).tobytes().rstrip(b"\0").decode(errors="replace")

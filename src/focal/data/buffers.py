@@ -1,7 +1,7 @@
-"""Memory for batches, used again once nobody looks at the batch any more.
+"""Memory for batches, reused as soon as nothing refers to the batch any more.
 
-A batch of 64 images takes 38 MB, which the C library hands back to the system and asks for again every time; touching
-its pages anew costs up to a sixth of the time of the whole recipe.
+A batch of 64 images takes 38 MB. The C library returns that to the system and requests it again for every batch, and
+mapping its pages again costs up to a sixth of the time of the whole recipe.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 
 
 class BatchBuffers:
-    """Arrays of one shape; one per thread and batch in flight is ever made.
+    """A pool of float32 arrays of one shape, which grows to the number of batches in use at the same time.
 
-    Every view of an array, NumPy's or MindSpore's, holds a reference to it, so an array referred to by this pool alone
-    is free.
+    Every view of an array, whether NumPy's or MindSpore's, holds a reference to it. An array that only this pool refers
+    to is therefore free.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -25,7 +25,7 @@ class BatchBuffers:
         self._lock = threading.Lock()
 
     def take(self) -> np.ndarray:
-        """A float32 array whose contents are undefined."""
+        """An array with undefined contents."""
         with self._lock:
             for place in range(len(self._arrays)):
                 if sys.getrefcount(self._arrays[place]) == _UNUSED:
@@ -36,15 +36,12 @@ class BatchBuffers:
     def __len__(self) -> int:
         return len(self._arrays)
 
-    def __getstate__(self) -> tuple[int, ...]:
-        return self._shape  # a worker process starts with a pool of its own
-
-    def __setstate__(self, shape: tuple[int, ...]) -> None:
-        self.__init__(shape)
+    def __reduce__(self) -> tuple[type[BatchBuffers], tuple[tuple[int, ...]]]:
+        return BatchBuffers, (self._shape,)  # another process starts with an empty pool
 
 
 def _unused_count() -> int:
-    """What `sys.getrefcount` says of an array in a list that nothing else refers to."""
+    """What `sys.getrefcount` returns for an array in a list that nothing else refers to."""
     arrays = [np.empty(1)]
     return sys.getrefcount(arrays[0])
 

@@ -1,4 +1,4 @@
-"""Bytes of an image file -> an RGB Pillow image, or one exception that says why not."""
+"""From the bytes of an image file to an RGB Pillow image, or to one exception with the reason why not."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from PIL import Image
 
 
 class UnreadableImage(Exception):
-    """An image file that cannot be read or decoded; the message is the reason, without the path."""
+    """An image file cannot be read or decoded; the message gives the reason, without the path."""
 
 
 def decode_rgb(data: bytes) -> Image.Image:
     """Decode the first frame of an image file into mode RGB.
 
-    As in torchvision's and timm's loaders an EXIF orientation is not applied, alpha is dropped, and CMYK, palette and
-    greyscale are converted. Unlike there, 16 bits per pixel keep their upper 8 instead of saturating to white.
+    As in torchvision's and timm's loaders, the EXIF orientation is not applied, alpha is dropped, and CMYK, palette and
+    greyscale images are converted. Unlike there, images with 16 bits per channel keep the upper 8 instead of saturating
+    to white.
 
     Raises:
-        UnreadableImage: not an image, or one that ends early.
+        UnreadableImage: the bytes are not an image, or the file is truncated.
     """
     if not data:
         raise UnreadableImage("empty file")
     try:
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         image.load()
         if image.mode.startswith("I"):
             image = _upper_byte(image)
@@ -35,16 +36,16 @@ def decode_rgb(data: bytes) -> Image.Image:
 
 
 def _upper_byte(image: Image.Image) -> Image.Image:
-    """A 16-bit greyscale image (modes I;16, or I in older Pillow) as 8-bit greyscale."""
+    """Convert 16-bit greyscale (mode I;16, or I in older versions of Pillow) to 8-bit greyscale."""
     values = np.asarray(image).astype(np.int64)
     return Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8))
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a file.
+    """Read a whole file.
 
     Raises:
-        UnreadableImage: it cannot be opened or read.
+        UnreadableImage: the file cannot be opened or read.
     """
     try:
         with open(path, "rb", buffering=0) as file:

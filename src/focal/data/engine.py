@@ -1,49 +1,81 @@
-"""The one place where MindSpore's dataset engine is asked for something, and the workers that make batches for it."""
+"""MindSpore's dataset engine, and the worker threads or processes that make batches for it.
+
+This is the only file that asks the engine for anything. Batches go through it whole: a worker gets a batch number and
+returns the batch, and what could not be read travels beside the arrays in two more columns, which the last stage of the
+engine takes off and reports in the main process. So errors take one path, with threads or processes, whether batches
+are read here or sent to the device (dataset_sink_mode).
+"""
 
 from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Iterator, Protocol, Sequence
+from typing import TYPE_CHECKING, Callable
 
 import numpy as np
 
+from focal.errors import UserError
 
-class Batches(Protocol):
-    """Batch k is a tuple of arrays that depends on k alone."""
+if TYPE_CHECKING:
+    from mindspore.dataset import Dataset
 
-    def __len__(self) -> int: ...
+Batch = tuple[np.ndarray, ...]
 
-    def __getitem__(self, position: int) -> tuple[np.ndarray, ...]: ...
-
-
-# Batches held ready between the engine's stages, and per worker process. The default of 16 would hold gigabytes.
+# Batches held ready between two stages of the engine, and per worker process. The default of 16 would hold gigabytes.
 _PREFETCH = 2
+
+
+class NumberedBatches:
+    """The batches that a dataset holds, by position, as the engine's workers ask for them.
+
+    Args:
+        make_batch: batch number -> the arrays of the batch, the last of which lists unreadable samples.
+        numbers: the batch numbers, in order.
+        columns: how many arrays `make_batch` returns.
+    """
+
+    def __init__(self, make_batch: Callable[[int], Batch], numbers: range, columns: int) -> None:
+        self._make_batch = make_batch
+        self._numbers = numbers
+        self._columns = columns
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, position: int) -> Batch:
+        """The arrays of one batch and a string: empty, or the error message if the batch could not be made.
+
+        An exception would not do: the engine turns it into an error of its own, with a page of text.
+        """
+        try:
+            return (*self._make_batch(self._numbers[int(position)]), np.array(""))
+        except UserError as error:
+            return (*[np.full(1, -1)] * self._columns, np.array(str(error)))
 
 
 class ThreadedBatches:
     """Iterates over batches in order while threads make the next ones.
 
-    The engine's own worker threads would do as well, were it not that each of them runs up to 32 batches (1.2 GB)
-    ahead of a slow reader, that their results are polled ten times a second, and that there may be no more of them than
-    processors.
+    The engine's own worker threads are limited to the number of processors, run up to 32 batches (1.2 GB) each ahead of
+    a slow reader, and have their results polled only ten times a second.
     """
 
-    def __init__(self, batches: Batches, workers: int) -> None:
+    def __init__(self, batches: NumberedBatches, workers: int) -> None:
         self._batches = batches
         self._workers = workers
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
-        pending: deque[Future] = deque()
+    def __iter__(self) -> Iterator[Batch]:
+        pending: deque[Future[Batch]] = deque()
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="focal-data")
         try:
             for position in range(len(self._batches)):
                 pending.append(pool.submit(self._batches.__getitem__, position))
-                # One more than there are workers, so that none waits while the reader takes a batch.
+                # One batch more than there are workers, so that none of them waits while the reader takes a batch.
                 if len(pending) > self._workers:
                     yield pending.popleft().result()
             while pending:
@@ -52,23 +84,43 @@ class ThreadedBatches:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def make_dataset(batches: Batches, columns: Sequence[str], workers: int, processes: bool) -> Any:
-    """A MindSpore dataset that yields `batches` in order.
+def make_dataset(
+    make_batch: Callable[[int], Batch],
+    numbers: range,
+    columns: Sequence[str],
+    report: Callable[[np.ndarray, str], None],
+    workers: int,
+    processes: bool,
+) -> Dataset:
+    """A MindSpore dataset of batches, in the order of their numbers.
 
     Args:
-        columns: names of the arrays of a batch.
+        make_batch: batch number -> the arrays of `columns`, then the numbers of unreadable samples (int64, -1: none).
+        numbers: the batch numbers.
+        columns: names of the arrays that the dataset yields.
+        report: called in this process for every batch, in order, with the numbers of unreadable samples and the message
+            of the error that kept the batch from being made ("" if it was made); it raises if there is one.
         workers: batches made at the same time.
-        processes: each worker is a process of the engine (then there are at most as many as processors) instead of a
-            thread.
+        processes: let processes of the engine make the batches (no more than there are processors), not threads.
     """
     import mindspore.dataset as ds
 
-    workers = max(1, min(workers, len(batches)))
+    workers = max(1, min(workers, len(numbers)))
     ds.config.set_prefetch_size(_PREFETCH)
+    batches = NumberedBatches(make_batch, numbers, len(columns) + 1)
+    reported = ["unreadable", "error"]
     if processes:
         workers = min(workers, available_processors())
-        return ds.GeneratorDataset(batches, list(columns), num_parallel_workers=workers, shuffle=False)
-    return ds.GeneratorDataset(ThreadedBatches(batches, workers), list(columns), num_parallel_workers=1)
+        dataset = ds.GeneratorDataset(batches, [*columns, *reported], num_parallel_workers=workers, shuffle=False)
+    else:
+        threads = ThreadedBatches(batches, workers)
+        dataset = ds.GeneratorDataset(threads, [*columns, *reported], num_parallel_workers=1)
+
+    def report_stage(unreadable: np.ndarray, error: np.ndarray) -> np.ndarray:
+        report(unreadable, str(error))
+        return unreadable
+
+    return dataset.map(report_stage, reported, reported[:1], num_parallel_workers=1).project(list(columns))
 
 
 def available_processors() -> int:
@@ -77,10 +129,11 @@ def available_processors() -> int:
     return min(count, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else count
 
 
-def iterate(dataset: Any) -> Iterator[list[np.ndarray]]:
+def iterate(dataset: Dataset) -> Iterator[Batch]:
     """One pass over a dataset, as NumPy arrays; leaving early stops the workers."""
     iterator = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
     try:
-        yield from iterator
+        for arrays in iterator:
+            yield tuple(arrays)
     finally:
         iterator.stop()

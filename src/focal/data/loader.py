@@ -1,133 +1,187 @@
-"""A data layout -> sharded batches in a fixed order, through MindSpore's dataset engine.
+"""Batches of a dataset, in a fixed order: sampler -> file -> decode -> transforms -> batch.
 
-Workers (engine.py) go through an explicit sequence of batch numbers; what a batch holds follows from its number alone
-(batches.py, randomness.py), so order, shard and resuming are index arithmetic, and workers cannot change anything.
+`TrainData.load_batch` and `EvalData.load_batch` show the way of an image from its file into a batch. They depend on
+nothing but the batch's number, so workers may call them in any order (engine.py) and any batch can be made again.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from focal.config.schema import Config
-from focal.data.batches import EvalBatches, TrainBatches, TrainWindow
-from focal.data.engine import iterate, make_dataset
-from focal.data.folder import DataLayout
-from focal.data.pipeline import EvalPipeline, TrainPipeline
+from focal.data.buffers import BatchBuffers
+from focal.data.decode import UnreadableImage, decode_rgb, read_file
+from focal.data.engine import Batch, iterate, make_dataset
+from focal.data.layout import DataLayout
+from focal.data.sampler import REPLACEMENT, EvalSampler, TrainSampler, generator
+from focal.data.transforms.pipeline import EvalTransforms, TrainTransforms
 from focal.errors import UserError
+
+if TYPE_CHECKING:
+    from mindspore.dataset import Dataset
 
 logger = logging.getLogger("focal")
 
 TRAIN_COLUMNS = ("image", "target", "drop_path")
-_NAMED_IN_LOG = 20  # unreadable training images named one by one; more are only counted
+EVAL_COLUMNS = ("image", "label", "valid")
+_REPLACEMENTS = 20  # how many other images are tried in place of an unreadable one
+_NAMED_IN_LOG = 20  # how many unreadable training images the log names; further ones are only counted
 
 
 class TrainData:
     """Training batches of one rank.
 
     Attributes:
+        class_names: by label.
         num_images: of the whole split, all ranks together.
-        steps_per_epoch: batches per rank and epoch; images that do not fill a batch on every rank wait for an epoch
-            that puts them elsewhere.
+        steps_per_epoch: batches per rank and epoch; images that do not fill a batch on every rank are left out, other
+            ones in each epoch.
+        unreadable: path -> how often another image has taken its place so far.
 
     Args:
-        config: the sections model, data, augment and run.seed are read.
+        config: the sections model, data, augment and run.seed are used.
         layout: from `check_data`.
         rank, world_size: this process among all.
 
     Raises:
-        UserError: fewer images than one batch on every rank.
+        UserError: there are too few images for one batch on every rank.
     """
 
     def __init__(self, config: Config, layout: DataLayout, rank: int = 0, world_size: int = 1) -> None:
         assert layout.train is not None, "check_data was not asked for train"
         self.class_names = layout.class_names
         self.num_images = len(layout.train)
-        self._replaced: list[int] = []  # only ever appended to, which several workers may do at once
-        self._told: set[int] = set()
-        self._counted = 0
         self._source = layout.train
         self._data = config.data
-        pipeline = TrainPipeline(config.augment, config.data, config.model, config.run.seed)
-        batch = config.data.batch_size
-        self.batches = TrainBatches(layout.train, pipeline, config.run.seed, batch, rank, world_size)
-        self.steps_per_epoch = self.batches.steps
+        self._seed = config.run.seed
+        self.sampler = TrainSampler(self._seed, self.num_images, config.data.batch_size, rank, world_size)
+        self._transforms = TrainTransforms(config.augment, config.data, config.model, self._seed)
+        self._buffers = BatchBuffers((config.data.batch_size, 3, *config.model.image_hw))
+        self.unreadable: Counter[str] = Counter()
+        self._replaced = self._replaced_before = 0
+        self._error = ""
+        self.steps_per_epoch = self.sampler.steps_per_epoch
         if not self.steps_per_epoch:
             most = self.num_images // world_size
-            way_out = f"set it to at most {most}" if most else f"use at most {self.num_images} devices"
+            hint = f"set it to at most {most}" if most else f"use at most {self.num_images} devices"
             raise UserError(
-                f"batch_size: {batch} on {world_size} device(s) is more than the {self.num_images} training images;"
-                f" {way_out}"
+                f"batch_size: {config.data.batch_size} on {world_size} device(s) is more than the {self.num_images} "
+                f"training images; {hint}"
             )
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Batches `first_step` .. `steps_per_epoch` - 1 of an epoch.
 
         Yields:
-            images, NumPy float32 (B, 3, H, W), normalised and mixed; targets, NumPy float32 (B, num_classes); factors
-            of drop path, NumPy float32 (2 * blocks, B), see `focal.data.transforms.drop_path`.
+            NumPy arrays: normalised and mixed images, float32 (B, 3, H, W); targets, float32 (B, num_classes); drop
+            path factors, float32 (2 * blocks, B), see `focal.data.transforms.drop_path`.
 
         Raises:
-            UserError: images that cannot be read, and no others in their place.
+            UserError: an image could not be read, and none was found to take its place.
         """
         if first_step >= self.steps_per_epoch:
             return
-        columns = [*TRAIN_COLUMNS, "unreadable", "failed"]
-        dataset = self._make_dataset(epoch, first_step, self.steps_per_epoch - first_step, columns)
-        step = first_step
-        for *batch, unreadable, failed in iterate(dataset):
-            if failed[0]:
-                self.batches.load(epoch, step)  # raises here what stopped the worker
-                raise UserError(f"data_url: reading step {step} of epoch {epoch} failed, though not when tried again")
-            self._report(unreadable)
-            yield tuple(batch)
-            step += 1
+        try:
+            yield from iterate(self.dataset(epoch, first_step))
+        except RuntimeError:
+            if self._error:  # the engine wraps what `_report` raises in a page of text
+                raise UserError(self._error) from None
+            raise
 
-    def dataset(self, epoch: int, first_step: int = 0, epochs: int = 1) -> Any:
-        """The same batches as a MindSpore dataset with columns image, target and drop_path (for sink mode).
+    def dataset(self, epoch: int, first_step: int = 0, epochs: int = 1) -> Dataset:
+        """The same batches as a MindSpore dataset with columns image, target and drop_path, for sink mode.
+
+        If a batch cannot be made, the error is logged and iteration ends with a RuntimeError of MindSpore.
 
         Args:
-            epochs: how many it runs through, each in its own order; `first_step` shortens the first.
+            epochs: how many epochs it runs through, each in its own order; `first_step` shortens the first.
         """
-        count = self.steps_per_epoch * epochs - first_step
-        return self._make_dataset(epoch, first_step, count, list(TRAIN_COLUMNS))
+        first = epoch * self.steps_per_epoch
+        numbers = range(first + first_step, first + epochs * self.steps_per_epoch)
+        workers, processes = self._data.num_parallel_workers, self._data.worker_processes
+        return make_dataset(self._numbered_batch, numbers, TRAIN_COLUMNS, self._report, workers, processes)
 
-    def _make_dataset(self, epoch: int, first_step: int, count: int, columns: list[str]) -> Any:
-        first = epoch * self.steps_per_epoch + first_step
-        window = TrainWindow(self.batches, first, count, report=None if len(columns) > 3 else self._report)
-        return make_dataset(window, columns, self._data.num_parallel_workers, self._data.worker_processes)
+    def _numbered_batch(self, number: int) -> Batch:
+        return self.load_batch(*divmod(number, self.steps_per_epoch))
 
-    def _report(self, unreadable: np.ndarray) -> None:
-        for index in unreadable[unreadable >= 0].tolist():
-            self._replaced.append(index)
-            if index not in self._told and len(self._told) < _NAMED_IN_LOG:
-                self._told.add(index)
-                logger.warning("unreadable training image, another takes its place: %s", self._source.name(index))
+    def load_batch(self, epoch: int, step: int) -> Batch:
+        """Make one batch.
 
-    @property
-    def unreadable(self) -> dict[str, int]:
-        """Path -> how often another image took its place, so far.
+        Returns:
+            Images float32 (B, 3, H, W), targets float32 (B, num_classes), drop path factors float32 (2 * blocks, B),
+            and the numbers of unreadable samples, int64 (B,), -1 in the places of readable ones.
 
-        In sink mode with `worker_processes` only the log knows: nothing but images and targets comes back.
+        Raises:
+            UserError: an image could not be read, and none was found to take its place.
         """
-        return dict(Counter(self._source.name(index) for index in list(self._replaced)))
+        indices, batch_number = self.sampler.indices(epoch, step), self.sampler.batch_number(step)
+        images = self._buffers.take()
+        labels = np.empty(len(indices), dtype=np.int64)
+        unreadable = np.full(len(indices), -1, dtype=np.int64)
+        for place, index in enumerate(indices.tolist()):
+            image, used = self._decode(index, epoch)
+            labels[place] = self._source.labels[used]
+            if used != index:
+                unreadable[place] = index
+            rng = self._transforms.sample_rng(epoch, index)
+            image = self._transforms.crop(image, rng)
+            image = self._transforms.augment(image, rng)
+            self._transforms.normalize(image, rng, images[place])
+        targets = self._transforms.mix(images, labels, epoch, batch_number)
+        drop_path = self._transforms.drop_path(len(indices), epoch, batch_number)
+        return images, targets, drop_path, unreadable
+
+    def _decode(self, index: int, epoch: int) -> tuple[Image.Image, int]:
+        """The image of sample `index`, or of another one drawn to replace it, and the number of the sample used."""
+        try:
+            return decode_rgb(self._source.read(index)), index
+        except UnreadableImage as error:
+            reason = error
+        rng = generator(self._seed, epoch, index, REPLACEMENT)
+        for candidate in rng.integers(0, self.num_images, _REPLACEMENTS).tolist():
+            try:
+                return decode_rgb(self._source.read(candidate)), candidate
+            except UnreadableImage:
+                continue
+        raise UserError(
+            f"data_url: cannot read {self._source.name(index)} ({reason}), nor {_REPLACEMENTS} others in its place;"
+            " python scripts/check_dataset.py lists what is unreadable"
+        )
+
+    def _report(self, unreadable: np.ndarray, error: str) -> None:
+        """Count and log the unreadable samples of a batch; raise if the batch could not be made."""
+        if error:
+            self._error = error
+            logger.error(error)  # in sink mode nobody catches the exception
+            raise UserError(error)
+        for name in map(self._source.name, unreadable[unreadable >= 0].tolist()):
+            if name not in self.unreadable and len(self.unreadable) < _NAMED_IN_LOG:
+                logger.warning("unreadable training image, another takes its place: %s", name)
+            self.unreadable[name] += 1
+            self._replaced += 1
 
     def take_replaced(self) -> int:
         """How many times another image took the place of an unreadable one since the last call."""
-        before, self._counted = self._counted, len(self._replaced)
-        return self._counted - before
+        before, self._replaced_before = self._replaced_before, self._replaced
+        return self._replaced_before - before
 
 
 class EvalData:
     """Evaluation batches of one rank; over all ranks every readable image of val is valid exactly once.
 
+    All batches have the same size, and all ranks make the same number of them: what is missing is zeros with valid 0.
+
     Attributes:
+        class_names: by label.
         num_images: of the whole split, all ranks together.
-        steps: batches per pass, the same on all ranks.
-        unreadable: paths this rank could not read in the last pass.
+        steps: batches per pass.
+        unreadable: paths that this rank could not read in the last pass.
     """
 
     def __init__(self, config: Config, layout: DataLayout, rank: int = 0, world_size: int = 1) -> None:
@@ -137,19 +191,64 @@ class EvalData:
         self.unreadable: list[str] = []
         self._source = layout.val
         self._data = config.data
-        pipeline = EvalPipeline(config.augment, config.data, config.model.image_hw)
-        batch = config.data.eval_batch_size or config.data.batch_size
-        self.batches = EvalBatches(layout.val, pipeline, batch, rank, world_size)
-        self.steps = self.batches.steps
+        self._batch_size = config.data.eval_batch_size or config.data.batch_size
+        self._sampler = EvalSampler(self.num_images, self._batch_size, rank, world_size)
+        self._transforms = EvalTransforms(config.augment, config.data, config.model)
+        self._buffers = BatchBuffers((self._batch_size, 3, *config.model.image_hw))
+        self.steps = self._sampler.steps
 
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def __iter__(self) -> Iterator[Batch]:
         """Yields NumPy arrays: images float32 (b, 3, H, W), labels int32 (b,), valid float32 (b,)."""
         self.unreadable = []
-        columns = ["image", "label", "valid", "unreadable"]
-        dataset = make_dataset(self.batches, columns, self._data.num_parallel_workers, self._data.worker_processes)
-        for images, labels, valid, unreadable in iterate(dataset):
-            self.unreadable += [self._source.name(index) for index in unreadable[unreadable >= 0].tolist()]
-            yield images, labels, valid
+        workers, processes = self._data.num_parallel_workers, self._data.worker_processes
+        dataset = make_dataset(self.load_batch, range(self.steps), EVAL_COLUMNS, self._report, workers, processes)
+        return iterate(dataset)
+
+    def load_batch(self, step: int) -> Batch:
+        """Make one batch: images, labels and valid as above, and the numbers of unreadable samples, int64 (b,)."""
+        images = self._buffers.take()
+        labels = np.zeros(self._batch_size, dtype=np.int32)
+        valid = np.zeros(self._batch_size, dtype=np.float32)
+        unreadable = np.full(self._batch_size, -1, dtype=np.int64)
+        for place, index in enumerate(self._sampler.indices(step).tolist()):
+            try:
+                self._transforms(decode_rgb(self._source.read(index)), images[place])
+            except UnreadableImage:
+                unreadable[place] = index
+                continue
+            labels[place] = self._source.labels[index]
+            valid[place] = 1.0
+        images[valid == 0] = 0.0
+        return images, labels, valid, unreadable
+
+    def _report(self, unreadable: np.ndarray, error: str) -> None:
+        assert not error, error
+        self.unreadable += map(self._source.name, unreadable[unreadable >= 0].tolist())
+
+
+def load_eval_image(path: str, config: Config) -> np.ndarray:
+    """One image file as evaluation sees it: float32 (3, H, W).
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    pixels = np.empty((3, *config.model.image_hw), dtype=np.float32)
+    try:
+        image = decode_rgb(read_file(path))
+    except UnreadableImage as error:
+        raise UserError(f"image: cannot read {path} ({error})") from None
+    EvalTransforms(config.augment, config.data, config.model)(image, pixels)
+    return pixels
+
+
+def blank_batch(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Zeros with the shapes and types of a training batch, to compile the step for: images, targets, drop path."""
+    batch, model = config.data.batch_size, config.model
+    return (
+        np.zeros((batch, model.in_channels, *model.image_hw), np.float32),
+        np.zeros((batch, model.num_classes), np.float32),
+        np.zeros((2 * sum(model.depths), batch), np.float32),
+    )

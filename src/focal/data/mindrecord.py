@@ -1,11 +1,21 @@
-"""MindRecord files: written by MindSpore's writer, read by sample number.
+"""MindRecord files: written by MindSpore's writer, read here by sample number.
 
-MindSpore's reader streams rows in an order of its own; batches here are made from sample numbers, by any worker, so
-the few lines below look a row up in the file's SQLite index and read its bytes in place. The files stay ordinary
-MindRecord that `mindspore.dataset.MindDataset` reads as well (tests compare the two).
+One row per image: `image` (bytes, the image file as it is), `label` (int32) and `file_name` (string, `class/file`); the
+last two are index fields. `classes.json` beside the files lists the class names. The files are ordinary MindRecord,
+which `mindspore.dataset.MindDataset` reads as well (a test compares the two).
 
-One row per image: `image` (bytes, the image file as it is), `label` (int32), `file_name` (string, `class/file`); the
-last two are index fields. `classes.json` beside the files lists the class names.
+Why not with MindSpore's reader: batches need any sample by number, from any thread or process, and all labels and names
+at the start, to put the samples into the folder's order. Tried on MindSpore 2.8.0 with 100,000 rows in four files:
+
+- `FileReader` only streams rows in its own order.
+- `MindDataset` with a `SubsetSampler` yields the rows asked for, in order, with any number of workers, but only rows
+  chosen before it is opened; opening it for every sample takes 13 ms.
+- `MindDataset.__getitem__`, which is undocumented, returns any row, in any thread. But it holds the interpreter's lock
+  while it reads, so slow storage stops all threads; once it has been read from, it cannot be pickled, and forked
+  workers that share it fail; and it reports damage in a page of C++ text.
+- Listing labels and names takes it 8.5 s, the SQLite index 1.0 s: about 110 s or 13 s per rank for ImageNet.
+
+The index also has the position of each image in its file, so reading an image is a seek and a read.
 """
 
 from __future__ import annotations
@@ -17,23 +27,24 @@ import logging
 import os
 import re
 import sqlite3
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Optional
 
 import numpy as np
 from PIL import Image
 
 from focal.data.decode import UnreadableImage, decode_rgb
-from focal.data.sources import ImageSource, PackedStrings
+from focal.data.folder import ImageFolder, ImageSource, pack_names
 from focal.errors import UserError
 
 logger = logging.getLogger("focal")
 
 CLASSES_FILE = "classes.json"
-_SIZE_PREFIX = 8  # bytes before a blob, holding its length
+_SIZE_PREFIX = 8  # bytes before an image that hold its length
 _ROWS_AT_ONCE = 256
-_MOST_BYTES = 32 * 1024 * 1024 - 1024  # of one image: MindRecord's page, less what it adds
+_MAX_BYTES = 32 * 1024 * 1024 - 1024  # of one image: a page of MindRecord, less what it adds
 
 
 def find_shards(folder: str, split: str) -> list[str]:
@@ -63,7 +74,7 @@ class MindRecordSource:
     """The images of a set of MindRecord shards, sorted by label and name: the order of the folder they came from.
 
     Raises:
-        UserError: a shard or its index is missing or damaged, or the fields are others.
+        UserError: a shard or its index is missing or damaged, or does not have the fields above.
     """
 
     def __init__(self, shards: list[str]) -> None:
@@ -73,7 +84,7 @@ class MindRecordSource:
             rows += [(label, name, number, offset, size) for label, name, offset, size in _read_index(shard, shards)]
         rows.sort()
         self.labels = np.array([row[0] for row in rows], dtype=np.int32)
-        self._names = PackedStrings(row[1] for row in rows)
+        self._names = pack_names(row[1] for row in rows)
         self._places = np.array([row[2:] for row in rows], dtype=np.int64).reshape(-1, 3)
 
     def __len__(self) -> int:
@@ -92,7 +103,7 @@ class MindRecordSource:
         return data
 
     def name(self, index: int) -> str:
-        return f"{self._shards[int(self._places[index, 0])]}:{self._names[index]}"
+        return f"{self._shards[int(self._places[index, 0])]}:{os.fsdecode(self._names[index])}"
 
 
 def _read_index(shard: str, shards: list[str]) -> list[tuple[int, str, int, int]]:
@@ -104,28 +115,28 @@ def _read_index(shard: str, shards: list[str]) -> list[tuple[int, str, int, int]
                 raise ValueError("no header")
             header = json.loads(file.read(size))
         _check_header(header, shard, shards)
-        fields = {
+        columns = {
             entry["index_field"]: f"{entry['index_field']}_{entry['schema_id']}" for entry in header["index_fields"]
         }
-        name = fields.get("file_name", "ROW_ID")
+        label, name = columns["label"], columns.get("file_name", "ROW_ID")
         if not os.path.exists(shard + ".db"):
             raise UserError(f"data_url: {shard}.db, the index of {shard}, is missing; copy it or write the files again")
-        query = f"SELECT {fields['label']}, {name}, PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END FROM INDEXES"
-        index = Path(f"{shard}.db").resolve().as_uri()  # quoted: names may hold #, ? and %
+        index = Path(f"{shard}.db").resolve().as_uri()  # quotes names that hold #, ? or %
         with contextlib.closing(sqlite3.connect(f"{index}?mode=ro", uri=True)) as database:
+            query = f"SELECT {label}, {name}, PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END FROM INDEXES"
             rows = database.execute(query).fetchall()
         written = max((page["end_row_id"] for page in header["page"] if page["page_type"] == "BLOB_DATA"), default=0)
         if len(rows) != written:
             raise ValueError(f"its index lists {len(rows)} of {written} images")
+        start, page_size = header["header_size"], header["page_size"]
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, sqlite3.Error) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
             f"data_url: {shard} is not a MindRecord file as written by scripts/make_mindrecord.py ({error})"
         ) from None
-    start = header["header_size"]
     return [
-        (label, str(name), start + page * header["page_size"] + begin + _SIZE_PREFIX, end - begin - _SIZE_PREFIX)
+        (label, str(name), start + page * page_size + begin + _SIZE_PREFIX, end - begin - _SIZE_PREFIX)
         for label, name, page, begin, end in rows
     ]
 
@@ -144,106 +155,32 @@ def _check_header(header: dict[str, Any], shard: str, shards: list[str]) -> None
         raise UserError(f"data_url: {shard} has no index on `label`; write it with scripts/make_mindrecord.py")
 
 
-def write_mindrecord(
-    source: ImageSource,
-    names: list[str],
-    output: Path,
-    split: str,
-    shards: int,
-    short_side: Optional[int],
-    workers: int,
-) -> None:
-    """Write one split.
+def check_output(output: Path, class_names: tuple[str, ...], sources: Mapping[str, ImageFolder]) -> None:
+    """Check, before hours of writing, that splits can be written to `output`; makes the folder and classes.json.
 
     Args:
-        source: the images; their bytes are copied as they are, whether or not they can be decoded.
-        names: `class/file` of each.
-        output: folder for the files.
-        shards: number of files.
-        short_side: images whose shorter side is longer are resized to it (bicubic, JPEG quality 95); None: never.
-        workers: threads that read and resize.
-
-    What was written is removed if it fails.
+        output: the folder for the MindRecord files.
+        class_names: by label.
+        sources: the images of each split.
 
     Raises:
-        UserError: `output` holds this split; a file that cannot be read, or is larger than 32 MiB; a full disk.
+        UserError: `output` holds one of the splits already, or splits with other classes, or cannot be written; a file
+            name is not UTF-8.
     """
-    from mindspore.mindrecord import FileWriter
-
-    _refuse_existing(output, split)
-    with _all_or_nothing(output, split):
-        writer = FileWriter(str(output / f"{split}.mindrecord"), shard_num=shards)
-        schema = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "file_name": {"type": "string"}}
-        writer.add_schema(schema, f"{split} images: the bytes of image files, class numbers by classes.json")
-        writer.add_index(["label", "file_name"])
-
-        def row(index: int) -> dict[str, Any]:
-            data = _stored_bytes(source, index, short_side)
-            return {"image": data, "label": int(source.labels[index]), "file_name": names[index]}
-
-        with ThreadPoolExecutor(workers) as pool:
-            for start in range(0, len(source), _ROWS_AT_ONCE):
-                rows = list(pool.map(row, range(start, min(start + _ROWS_AT_ONCE, len(source)))))
-                writer.write_raw_data(rows)
-                logger.info("%s: %d of %d images", split, start + len(rows), len(source))
-        writer.commit()
-
-
-@contextlib.contextmanager
-def _all_or_nothing(output: Path, split: str) -> Iterator[None]:
-    """Removes what was written of a split if the rest cannot be."""
-    try:
-        yield
-    except BaseException as error:
-        for shard in find_shards(str(output), split):
-            for left_over in (shard, f"{shard}.db"):
-                with contextlib.suppress(OSError):
-                    os.remove(left_over)
-        if isinstance(error, (OSError, RuntimeError)):  # MindSpore's writer raises RuntimeError on a full disk
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"output: {split} cannot be written to {output} ({reason})") from None
-        raise
-
-
-def _stored_bytes(source: ImageSource, index: int, short_side: Optional[int]) -> bytes:
-    try:
-        data = source.read(index)
-    except UnreadableImage as error:
-        raise UserError(f"data_url: cannot read {source.name(index)} ({error})") from None
-    if short_side is not None:
-        data = shrink(data, short_side)
-    if len(data) > _MOST_BYTES:
-        raise UserError(
-            f"data_url: {source.name(index)} has {len(data)} bytes, more than a page of MindRecord (32 MiB);"
-            " give --short_side or shrink the image"
-        )
-    return data or b"\0"  # an empty file, which no field can hold; as unreadable as before
-
-
-def check_output(output: Path, class_names: tuple[str, ...], names: dict[str, list[str]]) -> None:
-    """Check, before hours of writing, that the splits can be written to `output`, which is made.
-
-    Args:
-        output: folder for the files.
-        class_names: of the data.
-        names: `class/file` of each image, by split.
-
-    Raises:
-        UserError: it holds one of them already, or splits of other classes; or it cannot be written; a file name is not
-            UTF-8.
-    """
-    for name in (name for split in names.values() for name in split):
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"data_url: the name of {name!r} is not UTF-8, which MindRecord needs; rename it") from None
-    for split in names:
+    for split, source in sources.items():
+        for name in map(source.relative_name, range(len(source))):
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                message = f"data_url: the name of {name!r} is not UTF-8, which MindRecord needs; rename the file"
+                raise UserError(message) from None
         _refuse_existing(output, split)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        empty = not any(find_shards(str(output), split) for split in ("train", "val"))
-        if empty or read_class_names(str(output)) is None:  # a list without files is of a conversion that failed
-            write_class_names(class_names, output)
+        others = any(find_shards(str(output), split) for split in ("train", "val"))
+        if not others or read_class_names(str(output)) is None:  # a list alone is left over from a failed conversion
+            names = json.dumps(list(class_names), indent=0) + "\n"
+            (output / CLASSES_FILE).write_text(names, encoding="utf-8")
     except OSError as error:
         raise UserError(f"output: {output} cannot be written ({error.strerror or error})") from None
     if read_class_names(str(output)) != class_names:
@@ -257,20 +194,85 @@ def _refuse_existing(output: Path, split: str) -> None:
         )
 
 
-def write_class_names(class_names: tuple[str, ...], output: Path) -> None:
-    (output / CLASSES_FILE).write_text(json.dumps(list(class_names), indent=0) + "\n", encoding="utf-8")
+def write_mindrecord(
+    source: ImageFolder, output: Path, split: str, shards: int, short_side: Optional[int], workers: int
+) -> None:
+    """Write one split; if that fails, the files written so far are removed.
+
+    Args:
+        source: the images; their bytes are copied as they are, even if they cannot be decoded.
+        output: the folder for the files.
+        split: train or val.
+        shards: number of files.
+        short_side: resize images whose shorter side is longer to this many pixels (bicubic, JPEG quality 95).
+        workers: threads that read and resize.
+
+    Raises:
+        UserError: `output` holds this split; a file cannot be read, or is larger than 32 MiB; the disk is full.
+    """
+    from mindspore.mindrecord import FileWriter
+
+    def row(index: int) -> dict[str, Any]:
+        image = _image_bytes(source, index, short_side)
+        return {"image": image, "label": int(source.labels[index]), "file_name": source.relative_name(index)}
+
+    _refuse_existing(output, split)
+    with _removed_on_failure(output, split):
+        writer = FileWriter(str(output / f"{split}.mindrecord"), shard_num=shards)
+        schema = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "file_name": {"type": "string"}}
+        writer.add_schema(schema, f"{split} images: the bytes of image files, class numbers by classes.json")
+        writer.add_index(["label", "file_name"])
+        with ThreadPoolExecutor(workers) as pool:
+            for start in range(0, len(source), _ROWS_AT_ONCE):
+                rows = list(pool.map(row, range(start, min(start + _ROWS_AT_ONCE, len(source)))))
+                writer.write_raw_data(rows)
+                logger.info("%s: %d of %d images", split, start + len(rows), len(source))
+        writer.commit()
+
+
+@contextlib.contextmanager
+def _removed_on_failure(output: Path, split: str) -> Iterator[None]:
+    """Remove the files of a split if the block that writes them fails."""
+    try:
+        yield
+    except BaseException as error:
+        for shard in find_shards(str(output), split):
+            for path in (shard, f"{shard}.db"):
+                with contextlib.suppress(OSError):
+                    os.remove(path)
+        if isinstance(error, (OSError, RuntimeError)):  # MindSpore's writer raises RuntimeError if the disk is full
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"output: {split} cannot be written to {output} ({reason})") from None
+        raise
+
+
+def _image_bytes(source: ImageSource, index: int, short_side: Optional[int]) -> bytes:
+    """What is stored of an image."""
+    try:
+        data = source.read(index)
+    except UnreadableImage as error:
+        raise UserError(f"data_url: cannot read {source.name(index)} ({error})") from None
+    if short_side is not None:
+        data = shrink(data, short_side)
+    if len(data) > _MAX_BYTES:
+        raise UserError(
+            f"data_url: {source.name(index)} has {len(data)} bytes, more than a page of MindRecord (32 MiB);"
+            " give --short_side or shrink the image"
+        )
+    return data or b"\0"  # a field cannot be empty; one zero byte is as unreadable as an empty file
 
 
 def shrink(data: bytes, short_side: int) -> bytes:
-    """The image file with its shorter side resized to `short_side`; unchanged if it is no longer, or unreadable."""
+    """The image file with its shorter side resized to `short_side`; unchanged if it is not longer, or unreadable."""
     try:
         image = decode_rgb(data)
     except UnreadableImage:
         return data
-    ratio = short_side / min(image.size)
+    width, height = image.size
+    ratio = short_side / min(width, height)
     if ratio >= 1:
         return data
-    size = tuple(max(short_side, round(side * ratio)) for side in image.size)
+    size = (max(short_side, round(width * ratio)), max(short_side, round(height * ratio)))
     buffer = io.BytesIO()
     image.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()

@@ -1,17 +1,14 @@
 """Starts the workers of a job on this server, watches them, and ends them together.
 
-MindSpore's dynamic cluster is used directly: one scheduler process brings the workers together, told by environment
-variables. `msrun` does the same, but with whatever `python` is first on PATH, without waiting unless asked, and with
-the whole script run once more in the scheduler.
+The workers form a dynamic cluster (dynamic_cluster.py). `msrun` does the same, but with whatever `python` is first on
+PATH, without waiting unless asked, and with the whole script run once more in the scheduler.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,95 +17,72 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from focal.cloud.storage import LOCAL, detect_platform, open_storage, resolve_output_folder
-from focal.config.schema import Config, RunConfig
+from focal.config.schema import RunConfig
 from focal.distributed import processes
-from focal.distributed.device import Device
+from focal.distributed.dynamic_cluster import (
+    LAST_WORKER_GRACE,
+    SCHEDULER_COMMAND,
+    check_port,
+    cluster_environment,
+    free_port,
+    resolve,
+    run_scheduler,
+    scheduler_environment,
+    worker_environment,
+)
 from focal.distributed.environment import check_device_num, detect_launch
 from focal.distributed.logging import make_log_folder, setup_logging
-from focal.errors import UserError
 
 logger = logging.getLogger("focal")
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 POLL_SECONDS = 0.1
 INTERRUPT_GRACE = 300.0  # seconds that workers have after Ctrl-C or SIGTERM to save and to send their results
-FAILURE_GRACE = 15.0  # seconds that the others then have when one fails instead
-# How a worker ends when it is asked to.
+FAILURE_GRACE = 15.0  # seconds that the other workers then have if one fails instead
+# Exit codes of workers that ended because they were asked to.
 _STOPPED = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 SCHEDULER_GRACE = 20.0  # seconds that the scheduler has to end after the last worker
 LAST_LINES = 20
-_PORTS = range(20000, 32000)  # below the ports that systems hand out for outgoing connections
-_SCHEDULER = "from focal.distributed.launcher import run_scheduler; run_scheduler()"
 
 
 @dataclass
 class Worker:
-    """A started process of the job."""
+    """A process of the job that was started here."""
 
     name: str  # "rank 3" or "scheduler"
     process: subprocess.Popen
-    log: Path  # all it writes to stdout and stderr
+    log: Path  # receives its stdout and stderr
     log_start: int  # size of that file before this job
 
 
-def launch_if_needed(config: Config, argv: Sequence[str], script: Optional[str] = None) -> Optional[int]:
-    """Start and watch the workers of a job on several devices, unless a launcher has done so already.
+def is_worker(run: RunConfig) -> bool:
+    """Whether this process does the work itself: it was launched as a worker, or is the only process of its job."""
+    launched = detect_launch(os.environ)
+    return run.device_num == 1 if launched is None else not launched.is_scheduler
+
+
+def launch(run: RunConfig, argv: Sequence[str], output_folder: str) -> int:
+    """Start the workers of a job on this server and watch them to their end. For processes that are not workers.
 
     Args:
-        config: `run.device_num`, `node_num`, `node_rank`, `master_addr`, `master_port`, `device_id`, `train_url`.
-        argv: arguments of the script, without its name; the workers get the same.
-        script: what the workers run; default: the running script.
+        run: devices, servers and addresses of the job.
+        argv: arguments of the running script, without its name; the workers get the same.
+        output_folder: takes the logs of scheduler and workers.
 
     Returns:
-        None: go on in this process, which is the only one of its job or a worker. A number: this process was the
-        launcher (or the scheduler under msrun) and its work is done; exit with that code: that of the first worker that
-        failed, 128 + number for a signal.
+        The exit code of the first worker that failed, or 128 + number for a signal. Where msrun has started this
+        process as the scheduler, be that, and return 0.
 
     Raises:
         UserError: `device_num` contradicts the environment, or the master's address or port cannot be used.
     """
-    run = config.run
-    launch = detect_launch(os.environ)
-    if launch is not None:
-        check_device_num(run.device_num, launch)
-        if launch.is_scheduler:
-            run_scheduler()
-            return 0
-        return None
-    if run.device_num == 1:
-        return None
-    log_folder = make_log_folder(resolve_output_folder(config))
+    launched = detect_launch(os.environ)
+    if launched is not None:
+        check_device_num(run.device_num, launched)
+        run_scheduler()
+        return 0
+    log_folder = make_log_folder(output_folder)
     setup_logging(0)
-    command = [sys.executable, script or os.path.abspath(sys.argv[0]), *argv]
-    code = _Job(run, command, log_folder).run()
-    if code and detect_platform(run.run_openi, os.environ) != LOCAL:
-        _send_what_is_left(config)
-    return code
-
-
-def _send_what_is_left(config: Config) -> None:
-    """After a failure: a killed worker could not send its results, and the platform keeps only what was sent."""
-    try:
-        storage = open_storage(config, Device(target=config.run.device_target))
-        storage.close()
-    except UserError as error:
-        logger.error("%s", error)
-
-
-def is_worker(config: Config) -> bool:
-    """Whether this process trains itself: `launch_if_needed` would return None, and do nothing."""
-    launch = detect_launch(os.environ)
-    return config.run.device_num == 1 if launch is None else not launch.is_scheduler
-
-
-def run_scheduler() -> None:
-    """Be the scheduler of the dynamic cluster until its workers have ended. Trains nothing, uses no device."""
-    import mindspore as ms
-    from mindspore.communication import init
-
-    ms.set_device("CPU")
-    init()
+    return _Job(run, [sys.executable, os.path.abspath(sys.argv[0]), *argv], log_folder).run()
 
 
 class _Job:
@@ -144,38 +118,22 @@ class _Job:
     def _start(self) -> None:
         run = self.run_config
         local_size = run.device_num // run.node_num
-        host = _address(run.master_addr)
+        host = resolve("master_addr", run.master_addr)
         port = run.master_port or free_port()
         if run.node_num > 1 and host.startswith("127."):
             logger.warning("master_addr: %s is this server itself; no other server can join at it", host)
-        common = {
-            **os.environ,
-            "MS_WORKER_NUM": str(run.device_num),
-            "MS_SCHED_HOST": host,
-            "MS_SCHED_PORT": str(port),
-            "RANK_SIZE": str(run.device_num),
-            "PYTHONUNBUFFERED": "1",
-        }
-        common.setdefault("MS_TOPO_TIMEOUT", "600")  # seconds for all workers to come; MindSpore's own: 1800
-        common.setdefault("GLOG_v", "3")  # MindSpore's warnings about connections fill a terminal; 2 shows them
+        common = {**cluster_environment(run.device_num, host, port), "PYTHONUNBUFFERED": "1"}
         if run.node_rank == 0:
             check_port(host, port)
-            environment = {**common, "MS_ROLE": "MS_SCHED", "RANK_ID": "0", "PYTHONPATH": _python_path()}
-            self.scheduler = self._spawn("scheduler", [sys.executable, "-c", _SCHEDULER], environment)
+            self.scheduler = self._spawn("scheduler", SCHEDULER_COMMAND, scheduler_environment(common))
         for local_rank in range(local_size):
             rank = run.node_rank * local_size + local_rank
-            environment = {
-                **common,
-                "MS_ROLE": "MS_WORKER",
-                "MS_NODE_ID": str(rank),
-                "RANK_ID": str(rank),
-                "DEVICE_ID": str(run.device_id + local_rank),
-            }
+            environment = worker_environment(common, rank, run.device_id + local_rank)
             self.workers.append(self._spawn(f"rank {rank}", self.command, environment))
         first, last = self.workers[0].name, self.workers[-1].name
         logger.info("started %s to %s; scheduler %s:%d; logs in %s", first, last, host, port, self.log_folder)
 
-    def _spawn(self, name: str, command: list[str], environment: dict[str, str]) -> Worker:
+    def _spawn(self, name: str, command: Sequence[str], environment: dict[str, str]) -> Worker:
         log = self.log_folder / f"{name.replace('rank ', 'worker_')}.log"
         start = log.stat().st_size if log.exists() else 0
         with open(log, "ab") as stream:
@@ -247,54 +205,18 @@ class _Job:
     def _wait_for_scheduler(self) -> int:
         if self.scheduler is None:
             return 0
-        try:
-            code = self.scheduler.process.wait(SCHEDULER_GRACE)
-        except subprocess.TimeoutExpired:  # the workers' results stand: no reason to fail the job
-            logger.info("all workers ended well; the scheduler had not noticed after %.0f s", SCHEDULER_GRACE)
-            return 0
-        if code:
+        # Workers on other servers may still be sending their results, and would be killed without the scheduler.
+        grace = SCHEDULER_GRACE if self.run_config.node_num == 1 else LAST_WORKER_GRACE
+        deadline = time.monotonic() + grace
+        while self.scheduler.process.poll() is None and time.monotonic() < deadline and self.interrupted is None:
+            time.sleep(POLL_SECONDS)
+        code = self.scheduler.process.poll()
+        if code is None:
+            logger.info("all workers of this server ended well; the scheduler, which still runs, is ended")
+        elif code:
             logger.warning(
-                "all workers ended well, the scheduler with exit code %d; its log: %s", code, self.scheduler.log
+                "all workers of this server ended well, the scheduler with exit code %d; its log: %s",
+                code,
+                self.scheduler.log,
             )
-        return 0
-
-
-def free_port() -> int:
-    """A TCP port nobody listens on."""
-    for port in random.SystemRandom().sample(_PORTS, 50):
-        if _can_listen("", port):
-            return port
-    raise UserError("master_port: found no free port between 20000 and 32000; give --master_port")
-
-
-def check_port(host: str, port: int) -> None:
-    """Raise `UserError` unless this server has the address `host` and can listen on `port`."""
-    if _can_listen(host, port):
-        return
-    if _can_listen("", port):
-        raise UserError(f"master_addr: {host} is no address of this server, which has node_rank 0; give one that is")
-    raise UserError(
-        f"master_port: {port} is taken on this server; choose another --master_port (the same on all servers)"
-    )
-
-
-def _can_listen(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def _address(host: str) -> str:
-    """IPv4 address of a host name: MindSpore wants numbers."""
-    try:
-        return socket.gethostbyname(host)
-    except OSError as error:
-        raise UserError(f"master_addr: cannot resolve {host!r} ({error}); give the address of server 0") from None
-
-
-def _python_path() -> str:
-    return os.pathsep.join(filter(None, [str(REPOSITORY / "src"), os.environ.get("PYTHONPATH")]))
+        return 0  # the workers' results stand: no reason to fail the job

@@ -1,4 +1,4 @@
-"""Logging that knows its rank: rank 0 speaks on the terminal, every rank writes a file of its own."""
+"""Logging by rank: rank 0 prints to the terminal, and every rank writes its own file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LOGGER_NAME = "focal"
 
 
 def make_log_folder(folder: str) -> Path:
-    """The folder `log` in the job's train_url, made if it is not there.
+    """Make the folder `log` in the job's train_url, unless it exists, and return it.
 
     Raises:
-        UserError: it cannot be.
+        UserError: it cannot be made.
     """
     path = Path(folder) / "log"
     try:
@@ -34,7 +34,7 @@ def setup_logging(device_or_rank: Union[Device, int], folder: Optional[str] = No
 
     Args:
         device_or_rank: whose process this is. Rank 0 prints INFO and above to the terminal, other ranks warnings.
-        folder: the job's train_url; every rank appends all it logs to `<folder>/log/rank_N.log`. None: no file.
+        folder: the job's train_url; every rank appends its log to `<folder>/log/rank_N.log`. None: no file.
 
     Returns:
         The logger. A second call replaces the handlers of the first.
@@ -49,7 +49,7 @@ def setup_logging(device_or_rank: Union[Device, int], folder: Optional[str] = No
         handler.close()
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    if hasattr(sys.stdout, "reconfigure"):  # a file name may hold what the terminal's encoding lacks
+    if hasattr(sys.stdout, "reconfigure"):  # file names may contain characters that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setLevel(logging.INFO if rank == 0 else logging.WARNING)

@@ -6,7 +6,10 @@ import ctypes
 import functools
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # importing this module does not import the framework
+    from mindspore import Tensor, nn
 
 LARGEST_POOL = 64  # GiB
 _GIB = 1 << 30
@@ -16,10 +19,10 @@ _GIB = 1 << 30
 def use_one_memory_pool() -> None:
     """Let MindSpore take the memory of its tensors from one range of addresses, half as large as the machine's memory.
 
-    Only what is used of it counts. MindSpore's own way is a new range of 1 GiB whenever the ranges it has are too
+    Only the part that is used occupies memory. By default MindSpore adds a range of 1 GiB whenever its ranges are too
     fragmented for a tensor; a training step of Focal-fast-T then grows by a fifth within its first steps.
 
-    To be called before the first kernel runs; later calls do nothing.
+    Must be called before the first kernel runs; later calls do nothing.
     """
     from mindspore import runtime
 
@@ -28,18 +31,18 @@ def use_one_memory_pool() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give memory back to the system that compiling a graph took and freed; where the C library can (glibc)."""
+    """Return to the system what compiling a graph has freed, where the C library can do that (glibc)."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
 
 
-def compile_ahead(cell: Any, *inputs: Any) -> bool:
-    """Compile a Cell for such inputs before its first call, so that memory freed by the compiler is there for tensors.
+def compile_ahead(cell: nn.Cell, *inputs: Tensor) -> bool:
+    """Compile `cell` for inputs of these shapes before its first call, so that tensors can use the compiler's memory.
 
     Returns:
-        False in PyNative mode, where nothing is compiled.
+        False in PyNative mode, where no graph is compiled.
     """
     import mindspore as ms
 

@@ -1,4 +1,4 @@
-"""Small tools around child processes: ending whole groups, dying with the parent, following a log file."""
+"""Helpers for child processes: ending whole groups, dying with the parent, following a log file."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None  
 
 
 def die_with_parent() -> None:
-    """In a new child: have the kernel kill it when its parent dies, however the parent dies (Linux only)."""
+    """Have the kernel kill this process, a new child, when its parent dies for whatever reason (Linux only)."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end_groups(processes: Sequence[subprocess.Popen], timeout: float = 10.0) -> None:
-    """Kill every process group led by `processes` (each started in a session of its own), children included.
+    """Kill the process groups of `processes`, each of which was started in its own session, with all their children.
 
-    A group is killed even where its leader has ended, for what the leader left behind.
+    A group is killed even if its leader has ended, because the leader's children may still run.
     """
     for process in processes:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -42,9 +42,9 @@ def end_groups(processes: Sequence[subprocess.Popen], timeout: float = 10.0) -> 
 class Follower:
     """Copies what is appended to a file to the terminal, except MindSpore's notes on its connections.
 
-    Those are written whatever GLOG_v says, and stay in the file. Bytes are copied as they are, whatever encoding the
-    terminal has. A terminal that is gone (a closed ssh session, a reader of a pipe that has ended) is written to no
-    longer; the file goes on.
+    MindSpore writes those whatever GLOG_v says; they stay in the file. Bytes are copied unchanged, whatever the
+    terminal's encoding. Once the terminal is gone (a closed ssh session, a pipe whose reader has ended), nothing more
+    is written to it; the file is still written.
     """
 
     def __init__(self, path: Path, start: int) -> None:
@@ -53,13 +53,13 @@ class Follower:
         self._stream: Optional[BinaryIO] = None
 
     def copy_new(self, to_the_end: bool = False) -> None:
-        """Write all that came since the last call; a note cut off in mid-line waits, unless `to_the_end`."""
+        """Write what was appended since the last call; an incomplete note is kept for later, unless `to_the_end`."""
         try:
             # Kept open: a file that is removed or renamed meanwhile is still followed.
             self._stream = self._stream or open(self.path, "rb")  # noqa: SIM115
             self._stream.seek(self.position)
             new = self._stream.read()
-        except OSError:  # not there, or not to be had just now: no reason to end a job
+        except OSError:  # missing, or unreadable for the moment: no reason to end a job
             return
         head, newline, tail = new.rpartition(b"\n")
         if tail.startswith(b"[") and not to_the_end:
@@ -75,7 +75,7 @@ class Follower:
 
 
 def _leave_stdout() -> None:
-    """Have what is written to stdout go nowhere, also what is still in its buffer and comes at the end."""
+    """Discard what is written to stdout from now on, including what its buffer still holds."""
     with contextlib.suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -17,7 +17,7 @@ from focal.checkpoint.paths import check_output_file
 from focal.config import Config
 from focal.data import load_eval_image
 from focal.data.folder import IMAGE_EXTENSIONS
-from focal.errors import UserError
+from focal.errors import UserError, one_line
 from focal.export.onnx_graph import import_optional
 from focal.export.onnx_network import write_onnx
 from focal.models.focal_transformer import FocalTransformer
@@ -155,7 +155,7 @@ def open_exported(path: Path) -> Runner:
         raise
     except Exception as error:
         kind = path.suffix[1:].upper()
-        raise UserError(f"model: {path} is not a complete {kind} file ({_one_line(error)})") from None
+        raise UserError(f"model: {path} is not a complete {kind} file ({one_line(error, 160)})") from None
 
     def run_or_explain(images: np.ndarray) -> np.ndarray:
         try:
@@ -163,7 +163,7 @@ def open_exported(path: Path) -> Runner:
         except Exception as error:  # above all, another image size
             shape = images.shape[1:]
             raise UserError(
-                f"model: {path} does not take images {shape} ({_one_line(error)}); check image_size"
+                f"model: {path} does not take images {shape} ({one_line(error, 160)}); check image_size"
             ) from None
 
     return run_or_explain
@@ -179,7 +179,3 @@ def _open_onnx(path: Path) -> Runner:
     session = import_optional("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images})[0]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

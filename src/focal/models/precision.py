@@ -1,4 +1,4 @@
-"""Which part of the network computes in which number format, and how the chip reports overflow.
+"""Which part of the network computes in which number format.
 
 | level | Dense, Conv, attention products | norms   | tokens between blocks |
 | O0    | float32                         | float32 | float32               |
@@ -9,16 +9,17 @@
 
 At every level weights, their average, gradients after the backward pass, optimizer state, the softmax of the attention,
 the position bias, the mean over tokens and the loss are float32. `keep_bn_fp32` makes O3 keep its norms in float32,
-which is then O2.
+which is then O2. What an Ascend chip computes float32 products in is another matter: see `operator_precision`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 
 import mindspore as ms
 from mindspore import Tensor, nn
+
+from focal.distributed.chip import refuse_unsupported
 
 logger = logging.getLogger("focal")
 
@@ -29,7 +30,7 @@ _ALWAYS_FLOAT32 = "position_bias"
 
 
 class CastOutput(nn.Cell):
-    """Another Cell, whose result is handed on in `dtype`."""
+    """Runs another Cell and casts its result to `dtype`."""
 
     def __init__(self, cell: nn.Cell, dtype: ms.Type) -> None:
         super().__init__(auto_prefix=False)
@@ -41,13 +42,17 @@ class CastOutput(nn.Cell):
 
 
 def apply_precision(network: nn.Cell, amp_level: str, keep_bn_fp32: bool = True) -> None:
-    """Set the formats of a float32 network, in place, as the table above says. To be called once, before it runs.
+    """Set the formats of a float32 network, in place, as the table above says. Must be called once, before it runs.
 
     Args:
-        network: from `create_model`; its own operations follow the type of their inputs.
+        network: from `create_model`; its operations outside Dense, Conv and norms follow the type of their inputs.
         amp_level: O0, O1, O2, O3 or bf16.
         keep_bn_fp32: at O3, norms in float32.
+
+    Raises:
+        UserError: the chip of this process has no such format.
     """
+    refuse_unsupported(amp_level)
     if amp_level == "O0":
         return
     half = ms.bfloat16 if amp_level == "bf16" else ms.float16
@@ -73,25 +78,5 @@ def apply_precision(network: nn.Cell, amp_level: str, keep_bn_fp32: bool = True)
 
 
 def _replace(parent: nn.Cell, name: str, cell: nn.Cell) -> None:
-    """Put another Cell in the place of a child. Not by attribute: that would rename the parameters in it."""
+    """Replace a child of `parent`; not by setting an attribute, which would rename the child's parameters."""
     parent._cells[name] = cell
-
-
-def saturates_on_overflow() -> bool:
-    """Whether float16 overflow clamps to the largest number and raises a flag of the device, instead of giving inf.
-
-    So does the Atlas training series (910A) always, and Atlas A2 (910B) with MS_ASCEND_CHECK_OVERFLOW_MODE set to
-    SATURATION_MODE; every other target follows IEEE 754.
-    """
-    if ms.get_context("device_target") != "Ascend":
-        return False
-    if ascend_chip() == "ascend910":
-        return True
-    return os.environ.get("MS_ASCEND_CHECK_OVERFLOW_MODE") == "SATURATION_MODE"
-
-
-def ascend_chip() -> str:
-    """Name of the Ascend chip as MindSpore's own overflow check tests it: ascend910 (910A), ascend910b, ..."""
-    from mindspore._c_expression import MSContext
-
-    return MSContext.get_instance().get_ascend_soc_version()

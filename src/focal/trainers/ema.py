@@ -5,23 +5,23 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-PREFIX = "ema"  # checkpoint names: ema.<parameter name>
+from focal.checkpoint.files import EMA_PREFIX
 
 
 class Ema(nn.Cell):
-    """average = decay * average + (1 - decay) * parameter, after each update; float32.
+    """EMA weight = decay * EMA weight + (1 - decay) * weight after each step, in float32.
 
     Args:
-        parameters: the trained parameters; the average starts as a copy of them.
-        decay: of the average, per update.
-        warmup: use min(decay, (1 + t) / (10 + t)) at update t (counted from 1), so that a short training does not
-            average in its random start (the rule of TensorFlow's ExponentialMovingAverage with num_updates).
+        parameters: the trained parameters; the EMA weights start as a copy of them.
+        decay: per step.
+        warmup: use min(decay, (1 + t) / (10 + t)) at step t (counted from 1), so that the EMA of a short training is
+            not dominated by its random start (the rule of TensorFlow's ExponentialMovingAverage with num_updates).
     """
 
     def __init__(self, parameters: ParameterTuple, decay: float, warmup: bool) -> None:
         super().__init__()
         self.parameters_to_average = parameters
-        self.averages = parameters.clone(prefix=PREFIX, init="same")
+        self.averages = parameters.clone(prefix=EMA_PREFIX, init="same")
         for average in self.averages:
             average.requires_grad = False
         self.rate = 1.0 - decay  # in float64: 1 - 0.99992 in float32 would be off by 1e-3 of itself
@@ -29,14 +29,14 @@ class Ema(nn.Cell):
         self.for_each = ops.HyperMap()
 
     def construct(self, finite: Tensor, updates: Tensor) -> Tensor:
-        """Take one step towards the parameters, or none at all.
+        """Move the EMA weights towards the weights, or not at all.
 
         Args:
-            finite: scalar bool; False leaves every average as it is, to the bit.
-            updates: scalar int32, optimizer updates done so far, this one included.
+            finite: scalar bool; False leaves every EMA weight as it is, to the bit.
+            updates: scalar int32, updates done so far, this one included.
 
         Returns:
-            Scalar float32: the weight that the parameters got.
+            Scalar float32: 1 - decay of this step.
         """
         rate = Tensor(self.rate, ms.float32)
         if self.warmup:

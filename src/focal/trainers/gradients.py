@@ -1,6 +1,6 @@
-"""What happens to gradients between the backward pass and the optimizer; all of it runs inside the compiled step.
+"""What happens to gradients between the backward pass and the optimizer, all inside the compiled step.
 
-`gradients` is a tuple of tensors, one per trained parameter.
+Throughout, `gradients` is a tuple of tensors, one per trained parameter.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2
 
-from focal.models.precision import saturates_on_overflow
+from focal.distributed.chip import saturates_on_overflow
 
 _MUL_NO_NAN = ops.MulNoNan()
-# Maps a function over tuples of tensors: far fewer nodes for the compiler than a loop that grows a tuple.
+# Maps a function over tuples of tensors, with far fewer nodes for the compiler than a loop that grows a tuple.
 _FOR_EACH = ops.HyperMap()
 
 
 def to_float32(gradients: tuple) -> tuple:
-    """Gradients in float32; those that are already cost nothing."""
+    """Gradients in float32; a gradient that is float32 already costs nothing."""
     return _FOR_EACH(_to_float32, gradients)
 
 
@@ -28,36 +28,34 @@ def _to_float32(gradient: Tensor) -> Tensor:
 def _square_sum(gradient: Tensor) -> Tensor:
     squares = ops.square(gradient.astype(ms.float32))
     if gradient.ndim > 1:
-        # The last axis first: on CPU a sum over several axes at once takes four times as long.
+        # The last axis comes first because a CPU takes four times as long for a sum over several axes at once.
         squares = squares.sum(-1)
     return squares.sum()
 
 
 def global_norm(gradients: tuple) -> Tensor:
-    """Float32 L2 norm over all gradients together; not finite exactly if an entry, or the sum of squares, is not."""
-    return ops.sqrt(sum_scalars(_FOR_EACH(_square_sum, gradients)))
+    """Float32 L2 norm of all gradients together; finite if and only if all entries and the sum of squares are."""
+    # Summed as one vector: an Ascend's AddN is not made for hundreds of inputs.
+    return ops.sqrt(as_vector(_FOR_EACH(_square_sum, gradients)).sum())
 
 
-def sum_scalars(scalars: tuple) -> Tensor:
-    """Sum of scalar tensors. As one vector: an Ascend's AddN is not made for hundreds of inputs."""
-    parts = ()
-    for scalar in scalars:
-        parts += (scalar.reshape((1,)),)
-    return ops.concat(parts, 0).sum()
+def as_vector(scalars: tuple) -> Tensor:
+    """Scalar tensors -> one vector. By concat: an Ascend has a newer kernel for it than for stack."""
+    return ops.concat([scalar.reshape((1,)) for scalar in scalars], 0)
 
 
 def clip_factor(norm: Tensor, limit: float) -> Tensor:
-    """Factor that brings a gradient of global norm `norm` down to `limit`, never above 1.
+    """Factor, at most 1, that brings gradients of global norm `norm` down to `limit`.
 
-    With the 1e-6 of torch.nn.utils.clip_grad_norm_, whose figures the trajectories in tests/numerics hold.
+    The 1e-6 is that of torch.nn.utils.clip_grad_norm_, with which the trajectories in tests/numerics were made.
     """
     return ops.minimum(limit / (norm + 1e-6), Tensor(1.0, ms.float32))
 
 
 def scale_or_zero(gradients: tuple, factor: Tensor, finite: Tensor) -> tuple:
-    """Gradients times `factor`; zeros where the update is not finite.
+    """Gradients times `factor`, or zeros if the step is not finite.
 
-    `mul_no_nan` by zero gives zero even for inf and nan, in the one pass that scaling needs anyway.
+    `mul_no_nan` by zero gives zero even for inf and nan, in the same pass that scaling needs anyway.
     """
     factor = ops.select(finite, factor, ops.zeros_like(factor))
     return _FOR_EACH(ops.partial(_times_or_zero, factor), gradients)
@@ -68,7 +66,7 @@ def _times_or_zero(factor: Tensor, gradient: Tensor) -> Tensor:
 
 
 class OverflowCheck(nn.Cell):
-    """Overflow detection, whatever the chip.
+    """Detects overflow on every kind of chip.
 
     - CPU, GPU and Atlas A2 (910B) compute in INF/NaN mode: an overflow shows as inf or nan in the gradients, hence in
       their global norm, which the step needs anyway. So no extra pass over the gradients.
@@ -85,14 +83,14 @@ class OverflowCheck(nn.Cell):
             self.get_status = NPUGetFloatStatusV2()
 
     def start(self, images: Tensor) -> Tensor:
-        """`images`, with a clean status flag behind them; everything computed from them is watched."""
+        """Clear the status flag before anything is computed from `images`, which are returned."""
         if self.saturates:
             cleared = self.clear_status(Tensor([0] * 8, ms.int32))
             images = ops.depend(images, cleared)
         return images
 
     def read(self, gradients: tuple) -> Tensor:
-        """Scalar float32: 1 if the flag was raised on the way to `gradients`, else 0."""
+        """Scalar float32: 1 if the flag was raised while `gradients` were computed, else 0."""
         if self.saturates:
             status = ops.depend(Tensor([0] * 8, ms.int32), gradients)
             status = self.get_status(status)
@@ -101,11 +99,11 @@ class OverflowCheck(nn.Cell):
 
 
 class Accumulator(nn.Cell):
-    """Sums of unscaled gradients, of losses and overflow flags over the micro-batches of one update.
+    """Sums of unscaled gradients, losses and overflow flags over the micro-batches of one step.
 
     Args:
         parameters: the trained parameters.
-        micro_batches: micro-batches per update.
+        micro_batches: micro-batches per step.
     """
 
     def __init__(self, parameters: ParameterTuple, micro_batches: int) -> None:
@@ -117,7 +115,7 @@ class Accumulator(nn.Cell):
         self.count = Parameter(Tensor(0, ms.int32), name="accumulated_count", requires_grad=False)
 
     def construct(self, gradients: tuple, unscaling: Tensor, loss: Tensor, overflow: Tensor) -> Tensor:
-        """Add one micro-batch; returns the scalar bool: is the update complete?
+        """Add one micro-batch; returns a scalar bool, whether the step is complete.
 
         Args:
             gradients: of the scaled loss, float32.
@@ -132,12 +130,12 @@ class Accumulator(nn.Cell):
         return self.count >= self.micro_batches
 
     def sums_and_means(self) -> tuple:
-        """Of the update: summed gradients and the factor that makes them means, mean loss, number of overflows."""
+        """Summed gradients of the step, the factor that makes them means, the mean loss, the number of overflows."""
         factor = 1.0 / self.micro_batches
         return self.sums, Tensor(factor, ms.float32), self.loss * factor, self.overflow + 0.0
 
     def reset(self) -> None:
-        """Start the next update from zero; whatever was in the sums, nan included, is gone."""
+        """Start the next step from zero; whatever was in the sums, nan included, is gone."""
         _FOR_EACH(_set_zero, self.sums)
         ops.assign(self.loss, Tensor(0.0, ms.float32))
         ops.assign(self.overflow, Tensor(0.0, ms.float32))

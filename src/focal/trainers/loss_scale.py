@@ -1,4 +1,4 @@
-"""The factor on the loss that keeps small float16 gradients from vanishing, and the rules by which it moves."""
+"""The factor on the loss that keeps small float16 gradients from vanishing, and the rules for changing it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
 SMALLEST_SCALE = 1.0
-LARGEST_SCALE = float(2**24)  # beyond this a gradient of 1 no longer fits float16 by far; doubling further is idle
+LARGEST_SCALE = float(2**24)  # far beyond float16's range; doubling it further is useless
 
 
 class LossScale(nn.Cell):
     """A dynamic (or fixed) loss scale whose state is Parameters, so that it lives in the graph and in checkpoints.
 
-    `mindspore.amp.DynamicLossScaler` follows the same rules but is no Cell: its values are not among the Parameters of
-    the training step, so they would be neither saved nor broadcast.
+    `mindspore.amp.DynamicLossScaler` follows the same rules but is not a Cell: its values are not Parameters of the
+    training step, so they would be neither saved nor broadcast.
 
     Args:
-        initial: first value of the scale; powers of two scale without rounding.
-        dynamic: False keeps the scale where it is.
-        window: finite updates in a row before the scale doubles.
+        initial: first value of the scale; powers of two multiply without rounding.
+        dynamic: False keeps the scale constant.
+        window: finite steps in a row before the scale doubles.
     """
 
     def __init__(self, initial: float, dynamic: bool, window: int) -> None:
@@ -30,13 +30,13 @@ class LossScale(nn.Cell):
         self.bad_steps = Parameter(Tensor(0, ms.int32), name="loss_scale.bad_steps", requires_grad=False)
 
     def construct(self, finite: Tensor) -> Tensor:
-        """Move on by one update.
+        """Count one step and adapt the scale.
 
         Args:
-            finite: scalar bool, whether all gradients of the update were finite, on all ranks.
+            finite: scalar bool, whether the step was finite on all ranks.
 
         Returns:
-            Scalar int32: non-finite updates in a row, this one included.
+            Scalar int32: non-finite steps in a row, this one included.
         """
         good_steps = ops.select(finite, self.good_steps + 1, ops.zeros_like(self.good_steps))
         bad_steps = ops.select(finite, ops.zeros_like(self.bad_steps), self.bad_steps + 1)

@@ -1,7 +1,4 @@
-"""The training loss, and the sums that evaluation needs.
-
-Shapes: B images, C classes.
-"""
+"""The training loss. Shapes: B images, C classes."""
 
 from __future__ import annotations
 
@@ -14,8 +11,8 @@ from mindspore import Tensor, nn, ops
 class SoftTargetCrossEntropy(nn.Cell):
     """Cross-entropy with target distributions, as label smoothing, Mixup and CutMix make them.
 
-    loss = mean over the batch of -sum over classes of target * log_softmax(logits), in float32 whatever the network's
-    precision (Szegedy et al. 2016, equation 7 for smoothing).
+    The loss is the mean over the batch of -sum over classes of target * log_softmax(logits), in float32 whatever the
+    network's precision (label smoothing: Szegedy et al. 2016, section 7).
     """
 
     def construct(self, logits: Tensor, targets: Tensor) -> Tensor:

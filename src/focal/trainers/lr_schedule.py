@@ -1,7 +1,7 @@
-"""Learning-rate schedules: pure functions of the settings, one float64 value per update.
+"""Learning-rate schedules: pure functions of the settings, one float64 value per step (update of the weights).
 
-Shapes: U updates in the whole training (epochs x updates per epoch). Position is counted in fractional epochs: update
-u is at epoch u / updates_per_epoch. Every schedule shares three rules: linear warm-up from `warmup_lr` to `base_lr`
+Shapes: U steps in the whole training (epochs x steps per epoch). Positions are fractional epochs: step u is at epoch
+u / steps_per_epoch. Every schedule shares three rules: linear warm-up from `warmup_lr` to `base_lr`
 over `warmup_length` epochs, the last `cool_length` epochs at `cool_lr`, and never under `min_lr`. The shape between
 them, with e the epochs since the end of warm-up and E = epochs - warmup_length:
 
@@ -20,36 +20,36 @@ import numpy as np
 
 from focal.config.schema import OptimConfig
 
-REFERENCE_BATCH = 512  # images per update for which the rates of a config are meant (the authors' convention)
+REFERENCE_BATCH = 512  # images per step that the rates of a configuration are meant for (the authors' convention)
 
 
 def learning_rate_factor(batch_size: int, world_size: int, accumulation_step: int) -> float:
-    """Factor on every rate of the schedule: images per update over 512 (linear scaling, as the authors do)."""
+    """Factor on every rate of the schedule: images per step over 512 (linear scaling, as the authors do)."""
     return batch_size * world_size * accumulation_step / REFERENCE_BATCH
 
 
-def learning_rates(optim: OptimConfig, updates_per_epoch: int, factor: float = 1.0) -> np.ndarray:
-    """Learning rate of each update.
+def learning_rates(optim: OptimConfig, steps_per_epoch: int, factor: float = 1.0) -> np.ndarray:
+    """Learning rate of each step.
 
     Args:
         optim: the schedule and its settings, for a total batch of 512.
-        updates_per_epoch: optimizer updates in an epoch.
+        steps_per_epoch: steps in an epoch.
         factor: see `learning_rate_factor`.
 
     Returns:
-        float64 (epochs * updates_per_epoch,).
+        float64 (epochs * steps_per_epoch,).
 
     Raises:
-        ValueError: updates_per_epoch below 1.
+        ValueError: steps_per_epoch is below 1.
     """
-    if updates_per_epoch < 1:
-        raise ValueError(f"updates_per_epoch: {updates_per_epoch} must be at least 1")
-    epoch_U = np.arange(optim.epochs * updates_per_epoch, dtype=np.float64) / updates_per_epoch
+    if steps_per_epoch < 1:
+        raise ValueError(f"steps_per_epoch: {steps_per_epoch} must be at least 1")
+    epoch_U = np.arange(optim.epochs * steps_per_epoch, dtype=np.float64) / steps_per_epoch
     since_warmup_U = np.maximum(epoch_U - optim.warmup_length, 0.0)
     rates_U = _SHAPES[optim.lr_scheduler](optim, since_warmup_U)
     if optim.warmup_length:
-        share_U = epoch_U / optim.warmup_length
-        warmup_U = optim.warmup_lr + (optim.base_lr - optim.warmup_lr) * share_U
+        fraction_U = epoch_U / optim.warmup_length
+        warmup_U = optim.warmup_lr + (optim.base_lr - optim.warmup_lr) * fraction_U
         rates_U = np.where(epoch_U < optim.warmup_length, warmup_U, rates_U)
     if optim.cool_length:
         rates_U = np.where(epoch_U >= optim.epochs - optim.cool_length, optim.cool_lr, rates_U)
@@ -65,7 +65,7 @@ def _constant(optim: OptimConfig, since_warmup_U: np.ndarray) -> np.ndarray:
 
 
 def _multistep(optim: OptimConfig, since_warmup_U: np.ndarray) -> np.ndarray:
-    # The small shift keeps an update that falls exactly on a drop from being rounded before it.
+    # The small shift keeps a step that falls exactly on a drop from being rounded down.
     return optim.base_lr * optim.lr_gamma ** np.floor(since_warmup_U / optim.lr_adjust + 1e-9)
 
 
@@ -79,7 +79,7 @@ def _polynomial(optim: OptimConfig, since_warmup_U: np.ndarray) -> np.ndarray:
 
 
 def _decay_epochs(optim: OptimConfig) -> int:
-    """E of the formulas; 1 where warm-up takes the whole training and no update reads the decay."""
+    """E of the formulas; 1 where warm-up takes the whole training, so that no step reads the decay."""
     return max(optim.epochs - optim.warmup_length, 1)
 
 

@@ -10,41 +10,39 @@ import time
 from pathlib import Path
 from typing import Any, Optional
 
-from focal.json_files import finite_or_none
+from focal.files import finite_or_none, write_text
 
 logger = logging.getLogger("focal")
 
 
 class MetricsFiles:
-    """metrics.jsonl and TensorBoard events; on resume, what came after the checkpoint is taken back first.
+    """metrics.jsonl and TensorBoard events. On resume, records made after the checkpoint are removed first.
 
-    A file that can no longer be written (disk full) is an error in the log, once, and training goes on.
+    If a file can no longer be written (disk full), the log says so once and training continues.
 
     Args:
         output_folder: gets metrics.jsonl.
         tensorboard_folder: gets the event files.
-        epoch: records from later in the training are dropped, since that part is about to be done again.
+        epoch: where the training continues; later records are dropped, since that part will be done again.
     """
 
     def __init__(self, output_folder: str, tensorboard_folder: str, epoch: float = 0.0) -> None:
         self.path = Path(output_folder) / "metrics.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # By epoch: with another number of devices, updates are counted anew.
-        kept, dropped = [], []
+        # By epoch, because another number of devices changes the number of steps.
+        kept: list[dict[str, Any]] = []
+        dropped: list[dict[str, Any]] = []
         for record in _read_records(self.path):
             (kept if record["epoch"] <= epoch + 1e-6 else dropped).append(record)
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        os.replace(fresh, self.path)  # a crash here loses neither version
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._cut_off = False  # whether the last record could not be written in whole
         purge = min((record["update"] for record in dropped), default=None)
         if purge is not None and any(record["update"] >= purge for record in kept):
-            purge = None  # updates were counted anew before: TensorBoard would hide what stays
+            purge = None  # steps were counted differently before: TensorBoard would hide records that stay
         self._events = Events.open(tensorboard_folder, purge)
 
     def write(self, kind: str, update: int, epoch: float, values: dict[str, Any]) -> None:
-        """Add one record; `values` that are numbers also go to TensorBoard as `<kind>/<name>`."""
-        values = finite_or_none(values)  # a curve has no place for the others either
+        """Add one record; those of `values` that are numbers also go to TensorBoard, as `<kind>/<name>`."""
+        values = finite_or_none(values)  # TensorBoard has no use for the others either
         record = {"kind": kind, "update": update, "epoch": round(epoch, 6), **values}
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -52,7 +50,7 @@ class MetricsFiles:
             self._cut_off = False
         except OSError as error:
             if not self._cut_off:
-                logger.error("metrics not recorded, training goes on: %s", error)
+                logger.error("metrics not recorded, training continues: %s", error)
             self._cut_off = True
         if self._events is not None:
             numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
@@ -64,9 +62,9 @@ class MetricsFiles:
 
 
 class Events:
-    """A TensorBoard event file, written at once and by nobody else.
+    """A TensorBoard event file, written synchronously.
 
-    tensorboardX's SummaryWriter writes from a thread that ends for good when the disk is full, and then waits for it.
+    tensorboardX's SummaryWriter writes from a thread that dies when the disk is full, and then waits for it forever.
     """
 
     def __init__(self, folder: str, purge_step: Optional[int]) -> None:
@@ -75,7 +73,7 @@ class Events:
 
         self._event = Event
         Path(folder).mkdir(parents=True, exist_ok=True)
-        suffix = f".{time.time_ns() % 10**9}.{os.getpid()}"  # a second writer in the same second has another name
+        suffix = f".{time.time_ns() % 10**9}.{os.getpid()}"  # so that two writers in the same second differ in name
         self._writer: Optional[EventsWriter] = EventsWriter(os.path.join(folder, "events"), suffix)
         if purge_step is not None:  # TensorBoard then hides points from there on in earlier files
             start = SessionLog(status=SessionLog.START)
@@ -84,7 +82,7 @@ class Events:
 
     @classmethod
     def open(cls, folder: str, purge_step: Optional[int]) -> Optional[Events]:
-        """A writer, or None, with a word in the log, where the package is missing or `folder` cannot be written."""
+        """A writer, or None with a message if the package is missing or `folder` cannot be written."""
         try:
             return cls(folder, purge_step)
         except ImportError:
@@ -94,7 +92,7 @@ class Events:
         return None
 
     def write(self, scalars: dict[str, float], step: int) -> None:
-        """Add one point to each of the curves; they are on the disk when this returns."""
+        """Add one point to each curve; they are on the disk when this returns."""
         if self._writer is None:
             return
         from tensorboardX.summary import scalar
@@ -105,8 +103,10 @@ class Events:
                 self._writer.write_event(event)
             self._writer.flush()
         except OSError as error:
-            # A record cut off in the middle makes the rest of an event file unreadable: no more is added.
-            logger.error("no more TensorBoard events (%s), training goes on; metrics.jsonl has the same figures", error)
+            # A truncated record makes the rest of an event file unreadable, so nothing more is added.
+            logger.error(
+                "no more TensorBoard events (%s), training continues; metrics.jsonl has the same figures", error
+            )
             self._writer = None
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ class Events:
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
-    """Records of a JSON-lines file; a last line that a crash cut off is left out."""
+    """Records of a JSON-lines file, without a last line that a crash has truncated."""
     if not path.exists():
         return []
     records = []

@@ -1,10 +1,10 @@
-"""Optimizers as Cells whose skipped update changes nothing, and which parameters get which decay and rate.
+"""Optimizers that can skip an update exactly, and the weight decay and learning rate of each parameter.
 
-MindSpore's own optimizers advance their step count and moments whenever called, and its `AdamWeightDecay` is Adam
-without bias correction; a training that skips non-finite updates exactly, without control flow on the device, needs
-the flag inside. So each optimizer here is called as `optimizer(gradients, finite)`: where `finite` is False, its
-parameters, moments and step count stay as they are, to the bit (gradients must then come as zeros). It returns the
-updates done (int32), this one included if it was finite.
+MindSpore's own optimizers advance their step count and moments whenever they are called, and its `AdamWeightDecay` is
+Adam without bias correction. To skip non-finite updates exactly, without control flow on the device, the optimizer has
+to know. So each optimizer here is called as `optimizer(gradients, finite)`: if `finite` is False (and the gradients are
+zeros), its parameters, moments and step count stay as they are, to the bit. It returns the number of updates done
+(int32), this one included if it was finite.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from focal.config.schema import ModelConfig, OptimConfig
 
 @dataclasses.dataclass(frozen=True)
 class ParameterSetting:
-    """What the optimizer does with one parameter."""
+    """Weight decay and learning-rate factor of one parameter."""
 
     name: str
     weight_decay: float
@@ -35,9 +35,9 @@ def parameter_settings(
 ) -> list[ParameterSetting]:
     """Weight decay and learning-rate factor of each parameter.
 
-    No decay on tensors of fewer than two dimensions, on names ending in `.bias` and on absolute_pos_embed: the authors'
-    rule, but that theirs of version 1 exempts relative_position_bias_table* as well, which decays here. The rate factor
-    is layer_decay ** (layers + 1 - layer), see `layer_of`.
+    Tensors of fewer than two dimensions, names ending in `.bias` and absolute_pos_embed do not decay. This is the
+    authors' rule, except that their version 1 also exempts relative_position_bias_table*, which decays here. The rate
+    factor is layer_decay ** (layers + 1 - layer), see `layer_of`.
     """
     settings = []
     top = sum(depths) + 1
@@ -50,30 +50,30 @@ def parameter_settings(
 
 
 def layer_of(name: str, depths: Sequence[int]) -> int:
-    """Layer of a parameter for layer-wise rate decay, counted as BEiT and timm do for transformers.
+    """Layer of a parameter for layer-wise learning-rate decay, counted as BEiT and timm do for transformers.
 
-    0 is the stem and absolute_pos_embed; block b of stage s is 1 + b + the blocks of earlier stages; the downsampling
-    at the end of a stage belongs to its last block; the final norm and the head are the layer after the last block.
+    Layer 0 is the stem and absolute_pos_embed; block b of stage s is layer 1 + b + the blocks of earlier stages. The
+    downsampling at the end of a stage belongs to its last block. The final norm and the head are the last layer.
     """
     block = re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name)
     if block:
         stage, index = int(block.group(1)), int(block.group(2))
         return 1 + sum(depths[:stage]) + index
-    stage = re.match(r"layers\.(\d+)\.", name)
-    if stage:
-        return sum(depths[: int(stage.group(1)) + 1])
+    downsampling = re.match(r"layers\.(\d+)\.", name)
+    if downsampling:
+        return sum(depths[: int(downsampling.group(1)) + 1])
     if name.startswith(("patch_embed.", "absolute_pos_embed")):
         return 0
     return sum(depths) + 1
 
 
 class Optimizer(nn.Cell):
-    """Base: the rate of the current update, the count of updates done, and one setting per parameter.
+    """Base class: the learning rate of the current step, the count of updates, and one setting per parameter.
 
     Args:
-        parameters: what to train.
+        parameters: the parameters to train.
         settings: one per parameter, in order.
-        learning_rates: float (U,), the rate of each update of the training; the last one holds beyond.
+        learning_rates: float (U,), the rate of each step of the training; the last one holds beyond.
     """
 
     def __init__(
@@ -85,21 +85,21 @@ class Optimizer(nn.Cell):
         self.lr_factors = tuple(setting.lr_factor for setting in settings)
         self.last_rate = len(learning_rates) - 1
         self.for_each = ops.HyperMap()
-        # A Parameter, not a constant: the graph stays small and does not change with the schedule.
+        # A Parameter rather than a constant, so that the graph stays small and does not depend on the schedule.
         self.learning_rates = Parameter(
             Tensor(np.asarray(learning_rates, np.float32)), name="schedule.learning_rates", requires_grad=False
         )
-        # Updates done. It counts skipped ones not; `position`, the place in the schedule, does, as data moved on.
+        # Skipped steps are not counted here but do advance `position`: their data has been consumed.
         self.step = Parameter(Tensor(0, ms.int32), name="optimizer.step", requires_grad=False)
         self.position = Parameter(Tensor(0, ms.int32), name="schedule.position", requires_grad=False)
 
     def current_rate(self) -> Tensor:
-        """Scalar float32 learning rate of the update at hand."""
+        """Scalar float32 learning rate of the current step."""
         index = ops.minimum(self.position, Tensor(self.last_rate, ms.int32))
         return ops.gather(self.learning_rates, index, 0)
 
     def update_all(self, update: Callable, moments: tuple, gradients: tuple, finite: Tensor) -> Tensor:
-        """Call `update` once per parameter, and count the update; returns what `advance` does.
+        """Call `update` for each parameter and count the update; returns what `advance` does.
 
         Args:
             update: called with rate factor, weight decay, parameter, its moments and its gradient.
@@ -110,18 +110,18 @@ class Optimizer(nn.Cell):
         return ops.depend(self.advance(finite), done)
 
     def advance(self, finite: Tensor) -> Tensor:
-        """Count the update; returns updates done, this one included (int32), or without it if not finite."""
+        """Count the step; returns the updates done (int32), this one included if it was finite."""
         ops.assign_add(self.position, Tensor(1, ms.int32))
         ops.assign_add(self.step, finite.astype(ms.int32))
         return self.step + 0
 
 
 class AdamW(Optimizer):
-    """AdamW (Loshchilov and Hutter 2019), bias-corrected as PyTorch's; or, on request, without bias correction.
+    """AdamW (Loshchilov and Hutter 2019) with bias correction, as in PyTorch, or on request without.
 
     One fused kernel per parameter computes m, v and p -= lr' * (m / (sqrt(v) + eps') + wd' * p). With
     c1 = 1 - beta1^t and c2 = sqrt(1 - beta2^t), setting lr' = lr * c2 / c1, eps' = eps * c2 and wd' = wd * c1 / c2
-    makes that lr * (m / c1 / (sqrt(v) / c2 + eps) + wd * p). A skipped update is one with both betas 1 and rate 0.
+    makes that lr * (m / c1 / (sqrt(v) / c2 + eps) + wd * p). A skipped update has betas of 1 and a rate of 0.
 
     Args:
         bias_correction: False gives the report's `adam_weight_decay` (lr' = lr, eps' = eps, wd' = wd).
@@ -138,7 +138,7 @@ class AdamW(Optimizer):
     ) -> None:
         super().__init__(parameters, settings, learning_rates)
         self.betas = (float(betas[0]), float(betas[1]))
-        # The kernel averages with betas rounded to float32; correct the bias of exactly those.
+        # The kernel uses betas rounded to float32, so the bias correction has to be theirs.
         self.log_betas = tuple(math.log(float(np.float32(beta))) if beta else -math.inf for beta in betas)
         self.eps = eps
         self.bias_correction = bias_correction
@@ -156,7 +156,7 @@ class AdamW(Optimizer):
         return self.update_all(update, (self.moments1, self.moments2), gradients, finite)
 
     def corrections(self) -> tuple:
-        """c1 and c2 of the update at hand (scalars), by expm1: 1 - beta^t loses digits in float32 where t is small."""
+        """c1 and c2 of the current step (scalars), by expm1: 1 - beta^t loses digits in float32 while t is small."""
         if not self.bias_correction:
             return Tensor(1.0, ms.float32), Tensor(1.0, ms.float32)
         t = self.step.astype(ms.float32) + 1.0
@@ -179,16 +179,16 @@ def _fused_adamw(
     moment2: Parameter,
     gradient: Tensor,
 ) -> tuple:
-    """One call of the kernel that `AdamW` describes: `rate`, `eps` are lr', eps'; wd' = weight_decay * decay_scale."""
+    """The kernel that `AdamW` describes: `rate` and `eps` are lr' and eps'; wd' = weight_decay * decay_scale."""
     decay = weight_decay * decay_scale
-    # Nobody may read what the kernel returns: on CPU the memory behind it is never written.
+    # What the kernel returns must not be read: on CPU that memory is never written.
     return _ADAM_WEIGHT_DECAY(parameter, moment1, moment2, rate * lr_factor, beta1, beta2, eps, decay, gradient)
 
 
 class Lamb(Optimizer):
-    """LAMB (You et al. 2020, algorithm 2): AdamW's direction, rescaled per tensor to the norm of the weights.
+    """LAMB (You et al. 2020, algorithm 2): AdamW's direction, rescaled per tensor by the norm of the weights.
 
-    Tensors without weight decay (biases, norms) keep the plain rate, as in timm and the paper's released code.
+    Tensors without weight decay (biases, norms) keep the plain learning rate, as in timm and the paper's code.
     """
 
     def __init__(
@@ -211,15 +211,15 @@ class Lamb(Optimizer):
         t = self.step.astype(ms.float32) + 1.0
         correction1 = 1.0 - ops.pow(Tensor(self.beta1, ms.float32), t)
         correction2 = 1.0 - ops.pow(Tensor(self.beta2, ms.float32), t)
-        share1, share2 = (1.0 - self.beta1) * active, (1.0 - self.beta2) * active
-        update = ops.partial(_lamb, rate, share1, share2, correction1, correction2, self.eps)
+        rise1, rise2 = (1.0 - self.beta1) * active, (1.0 - self.beta2) * active
+        update = ops.partial(_lamb, rate, rise1, rise2, correction1, correction2, self.eps)
         return self.update_all(update, (self.moments1, self.moments2), gradients, finite)
 
 
 def _lamb(
     rate: Tensor,
-    share1: Tensor,
-    share2: Tensor,
+    rise1: Tensor,
+    rise2: Tensor,
     correction1: Tensor,
     correction2: Tensor,
     eps: float,
@@ -230,9 +230,9 @@ def _lamb(
     moment2: Parameter,
     gradient: Tensor,
 ) -> Tensor:
-    """One tensor's update; `share1`, `share2` are 1 - beta1 and 1 - beta2, or 0 to skip."""
-    ops.assign_add(moment1, (gradient - moment1) * share1)
-    ops.assign_add(moment2, (ops.square(gradient) - moment2) * share2)
+    """One tensor's update; `rise1`, `rise2` are 1 - beta1 and 1 - beta2, or 0 to skip."""
+    ops.assign_add(moment1, (gradient - moment1) * rise1)
+    ops.assign_add(moment2, (ops.square(gradient) - moment2) * rise2)
     direction = moment1 / correction1 / (ops.sqrt(moment2 / correction2) + eps)
     trust = Tensor(1.0, ms.float32)
     if weight_decay > 0:
@@ -242,7 +242,7 @@ def _lamb(
 
 
 def _trust_ratio(parameter: Tensor, direction: Tensor) -> Tensor:
-    """Norm of the weights over norm of the direction; 1 where either is zero."""
+    """Norm of the weights over the norm of the direction, or 1 if either is zero."""
     weight_norm = ops.sqrt(ops.square(parameter).sum())
     direction_norm = ops.sqrt(ops.square(direction).sum())
     one = ops.ones_like(weight_norm)
@@ -251,7 +251,7 @@ def _trust_ratio(parameter: Tensor, direction: Tensor) -> Tensor:
 
 
 class Momentum(Optimizer):
-    """SGD with momentum: v = momentum * v + g, p -= lr * (v + wd * p); the weight decay is decoupled here too."""
+    """SGD with momentum and decoupled weight decay: v = momentum * v + g, p -= lr * (v + wd * p)."""
 
     def __init__(
         self,
@@ -291,10 +291,10 @@ def create_optimizer(
     """The optimizer that `optim.optimizer` names.
 
     Args:
-        parameters: what to train (frozen parameters left out).
+        parameters: the parameters to train, without frozen ones.
         optim: optimizer settings.
-        model: for the depth of each layer.
-        learning_rates: one per update, see `focal.trainers.lr_schedule.learning_rates`.
+        model: says how deep each parameter is, for `layer_decay`.
+        learning_rates: one per step, see `focal.trainers.lr_schedule.learning_rates`.
     """
     settings = parameter_settings(parameters, optim, model.depths)
     if optim.optimizer == "lamb":

@@ -1,4 +1,4 @@
-"""Puts the parts of a training together: network with its weights, optimizer, step, state, files."""
+"""Builds the parts of a training: network with its weights, optimizer, step, state, files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, Optional
 import mindspore as ms
 from mindspore import nn
 
-from focal.checkpoint.files import BestCheckpoints, Checkpoint, CheckpointError, LastCheckpoints, read_checkpoint
+from focal.checkpoint.files import Checkpoint, CheckpointError, read_checkpoint
 from focal.checkpoint.paths import set_aside_earlier_results
 from focal.checkpoint.resume import Progress, restore, share_state
+from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 from focal.checkpoint.weights import assign_weights, freeze_stages, read_weights
 from focal.config import Config, save_config
 from focal.distributed.device import Device
@@ -30,7 +31,7 @@ logger = logging.getLogger("focal")
 
 
 def build_network(config: Config) -> nn.Cell:
-    """The network of a training: initialised from the seed, pretrained weights loaded, stages frozen, precision set."""
+    """The network to train: initialised from the seed, with pretrained weights, frozen stages and precision."""
     ms.set_seed(config.run.seed)
     network = create_model(config)
     if config.run.pretrained is not None:
@@ -60,7 +61,7 @@ def build_train_step(config: Config, network: nn.Cell, steps_per_epoch: int, dev
     rates = learning_rates(config.optim, steps_of(steps_per_epoch, accumulation), factor)
     optimizer = create_optimizer(trained_parameters(network), config.optim, config.model, rates)
     logger.info(
-        "%s, %s: base rate %.3g x %.4g (images per update / 512)",
+        "%s, %s: base rate %.3g x %.4g (images per step / 512)",
         config.optim.optimizer, config.optim.lr_scheduler, config.optim.base_lr, factor,
     )  # fmt: skip
     return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, device)
@@ -71,7 +72,7 @@ def resume_state(
 ) -> Progress:
     """Restore the step from the checkpoint that `resume` names, if any; all ranks then hold the state of rank 0.
 
-    Results in `output_folder` that do not belong to the training which goes on are set aside.
+    Results of another training in `output_folder` are set aside.
 
     Raises:
         UserError: the checkpoint cannot be used, or settings that matter have changed.
@@ -80,9 +81,9 @@ def resume_state(
     if device.is_main:
         checkpoint = _find_checkpoint(config, output_folder)
         if checkpoint is not None:
-            progress = restore(checkpoint, train_step, config, device.world_size, steps_per_epoch)
+            progress = restore(checkpoint, train_step.state(), config, device.world_size, steps_per_epoch)
             logger.info(
-                "resumed from %s: epoch %d, step %d, update %d",
+                "resumed from %s: epoch %d, micro-batch %d, step %d",
                 checkpoint.path, progress.epoch, progress.step_in_epoch, progress.update,
             )  # fmt: skip
         own_checkpoints = (Path(output_folder) / "checkpoints").resolve()
@@ -90,7 +91,7 @@ def resume_state(
             set_aside_earlier_results(output_folder)  # not before `restore` has accepted the checkpoint
         if progress is None:
             progress = Progress(training=1 + secrets.randbelow(2**24 - 1))
-    return share_state(train_step, progress, device)
+    return share_state(train_step.state(), progress, device)
 
 
 def _find_checkpoint(config: Config, output_folder: str) -> Optional[Checkpoint]:
@@ -99,7 +100,7 @@ def _find_checkpoint(config: Config, output_folder: str) -> Optional[Checkpoint]
     if config.run.resume == "auto":
         checkpoint = LastCheckpoints(Path(output_folder) / "checkpoints", config.run.keep_checkpoint_max).newest()
         if checkpoint is None:
-            logger.info("resume auto: no checkpoint in %s yet, starting anew", output_folder)
+            logger.info("resume auto: no checkpoint in %s yet, starting from the beginning", output_folder)
         return checkpoint
     checkpoint = read_checkpoint(Path(config.run.resume))
     if checkpoint.meta is None or "optimizer.step" not in checkpoint.tensors:
@@ -116,9 +117,9 @@ def open_outputs(config: Config, device: Device, progress: Progress, steps_per_e
     Args:
         config: of the job.
         device: this process.
-        progress: from `resume_state`; records from later on are taken back.
+        progress: from `resume_state`; later records in metrics.jsonl are removed.
         steps_per_epoch: micro-batches per epoch and rank.
-        storage: see src/focal/cloud/storage.py.
+        storage: where results go.
     """
     folder, run = Path(storage.output_folder), config.run
     metrics = None

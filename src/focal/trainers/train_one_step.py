@@ -1,13 +1,13 @@
 """The training step: one Cell, compiled once, in this order and no other:
 
     forward, loss * scale -> gradients -> (/ scale, accumulate) -> all-reduce, once -> finite? agreed over ranks
-    -> / scale, mean, clip by global norm -> optimizer -> average of the weights -> loss scale
+    -> / scale, mean, clip by global norm -> optimizer -> EMA of the weights -> loss scale
 
-The factors of one over the scale, of the means over micro-batches and ranks, and of the clipping are scalars; they are
-multiplied first, so that the gradients are multiplied once.
+One over the scale, the means over micro-batches and ranks, and the clipping are scalar factors. They are multiplied
+with each other first, so that the gradients are multiplied once.
 
-A non-finite update changes nothing but the loss scale, its counters, the place in the schedule and the counter behind
-the network's random masks. There is no branch on the device for it: gradients become zeros, rates zero, betas one.
+A step that is not finite changes nothing but the loss scale and its counters, the place in the schedule, and the
+counter behind dropout. The device needs no branch for that: gradients become zeros, rates zero and betas one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,20 @@ from typing import NamedTuple, Optional
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from focal.checkpoint.resume import TrainState
 from focal.config.schema import StepConfig
-from focal.distributed.collectives import gradient_all_reduces
 from focal.distributed.device import Device
 from focal.trainers.ema import Ema
-from focal.trainers.gradients import Accumulator, OverflowCheck, clip_factor, global_norm, scale_or_zero, to_float32
+from focal.trainers.gradient_buckets import gradient_all_reduces
+from focal.trainers.gradients import (
+    Accumulator,
+    OverflowCheck,
+    as_vector,
+    clip_factor,
+    global_norm,
+    scale_or_zero,
+    to_float32,
+)
 from focal.trainers.loss_scale import LossScale
 from focal.trainers.losses import NetworkWithLoss
 from focal.trainers.optimizer import Optimizer
@@ -54,13 +63,13 @@ OUTPUTS = StepOutputs._fields
 
 
 class TrainOneStep(nn.Cell):
-    """One micro-batch in; with the last one of an update, one update of the weights.
+    """Takes one micro-batch; the last micro-batch of a step also updates the weights.
 
     Args:
         network: images (B, 3, H, W) -> logits (B, C).
         loss: logits, targets (B, C) -> scalar mean over the batch.
-        optimizer: holds the trained parameters.
-        step: loss scale, clipping, accumulation, averaging.
+        optimizer: of the trained parameters.
+        step: settings of loss scale, clipping, accumulation and EMA.
         device: this process, by default the only one; with several, the process group must be initialised.
     """
 
@@ -91,6 +100,16 @@ class TrainOneStep(nn.Cell):
         self.random_counter = _random_counter(network, device.rank)
         self.value_and_grad = ops.value_and_grad(self.scaled_loss, None, weights, has_aux=True)
         self.set_train()
+
+    def state(self) -> TrainState:
+        """What a checkpoint of the training holds. Not the schedule, which follows from the configuration."""
+        parameters = [
+            parameter
+            for parameter in self.get_parameters()
+            if parameter is not self.optimizer.learning_rates and not parameter.name.startswith("accumulated")
+        ]
+        averages = [] if self.ema is None else list(zip(self.ema.averages, self.ema.parameters_to_average))
+        return TrainState(self.network, parameters, averages, self.optimizer.position, self.random_counter)
 
     def construct(self, images: Tensor, targets: Tensor, drop_path: Optional[Tensor] = None) -> Tensor:
         """Train on one micro-batch.
@@ -141,29 +160,18 @@ class TrainOneStep(nn.Cell):
         return as_vector((updated, loss, norm, rate, scale, nonfinite, in_a_row.astype(ms.float32)))
 
     def sum_over_ranks(self, gradients: tuple) -> tuple:
-        """Sum over ranks: the one place where gradients cross devices."""
+        """Sum over ranks; the only place where gradients cross devices."""
         if self.all_reduce_sum is None:
             return gradients
-        sums = ()
-        for i in range(len(gradients)):
-            sums += (self.gradient_sums[i](gradients[i]),)
-        return sums
+        return tuple([self.gradient_sums[i](gradients[i]) for i in range(len(gradients))])
 
     def agree_finite(self, norm: Tensor, loss: Tensor, overflow: Tensor) -> tuple:
-        """Scalar bool, the same on every rank: was everything finite, everywhere? And the mean loss over ranks."""
+        """Whether all was finite on every rank (scalar bool, the same everywhere), and the mean loss over ranks."""
         bad = overflow + 1.0 - ops.isfinite(norm + loss).astype(ms.float32)
         if self.all_reduce_sum is not None:
             summed = self.all_reduce_sum(as_vector((bad, loss)))
             bad, loss = summed[0], summed[1] * (1.0 / self.world_size)
         return bad == 0, loss
-
-
-def as_vector(scalars: tuple) -> Tensor:
-    """Scalar tensors -> one vector. By concat: an Ascend has a newer kernel for it than for stack."""
-    parts = ()
-    for scalar in scalars:
-        parts += (scalar.reshape((1,)),)
-    return ops.concat(parts, 0)
 
 
 def _random_counter(network: nn.Cell, rank: int) -> Optional[Parameter]:

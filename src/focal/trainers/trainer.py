@@ -14,12 +14,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from focal.checkpoint.files import BestCheckpoints, LastCheckpoints
 from focal.checkpoint.resume import Progress, collect_tensors, make_meta, weights_only
+from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 from focal.config import Config, ConfigError
 from focal.data import EvalData, TrainData, blank_batch
-from focal.distributed.device import Device, ProgressWatch, all_reduce_sum
+from focal.distributed.collectives import all_reduce_sum
+from focal.distributed.device import Device
 from focal.distributed.memory import compile_ahead
+from focal.distributed.progress_watch import ProgressWatch
 from focal.distributed.signals import StopSignals
 from focal.evaluation import EvalResult, EvalStep, evaluate, weights_replaced
 from focal.trainers.metrics import MetricsFiles
@@ -72,7 +74,7 @@ class Trainer:
         outputs: Outputs,
         stop: StopSignals,
     ) -> None:
-        self.config, self.run_config, self.device = config, config.run, device
+        self.config, self.device = config, device
         self.train_step, self.eval_step = train_step, eval_step
         self.train_data, self.eval_data = train_data, eval_data
         self.progress, self.outputs, self.stop = progress, outputs, stop
@@ -96,7 +98,7 @@ class Trainer:
         """
         progress = self.progress
         if self.max_steps_reached():
-            logger.info("nothing to do: step %d, max_steps %d", progress.update, self.run_config.max_steps)
+            logger.info("nothing to do: step %d, max_steps %d", progress.update, self.config.run.max_steps)
             return 0
         self.watch.start()
         try:
@@ -132,7 +134,7 @@ class Trainer:
             The function that trains on one micro-batch, and (epoch, first micro-batch) -> what that function takes.
         """
         progress = self.progress
-        if self.run_config.dataset_sink_mode:
+        if self.config.run.dataset_sink_mode:
             epochs_left = self.epochs - progress.epoch
             queue = self.train_data.dataset(progress.epoch, progress.step_in_epoch, epochs_left)
             return ms.data_sink(self.train_step, queue, sink_size=1), lambda epoch, first: itertools.repeat(())
@@ -149,7 +151,7 @@ class Trainer:
 
     def finish_epoch(self) -> None:
         """After the last step of an epoch: evaluate, log, save."""
-        progress, run = self.progress, self.run_config
+        progress, run = self.progress, self.config.run
         figures = self.log.take_epoch(progress)
         progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
         self.log_unreadable()
@@ -205,15 +207,18 @@ class Trainer:
         self.progress.best_top1 = max(score, self.progress.best_top1)
         if not self.device.is_main:
             return
-        tensors = weights_only(collect_tensors(self.train_step, self.device.world_size), self.train_step)
+        tensors = weights_only(self.tensors(), self.train_step.state())
         use_ema = values.get("ema_top1", -1.0) == score
         self.outputs.best.offer(score, tensors, {**self.meta(), "accuracy": values, "best_is_ema": use_ema})
 
     def meta(self) -> dict[str, Any]:
         return make_meta(self.config, self.progress, self.device.world_size, self.train_data.steps_per_epoch)
 
+    def tensors(self) -> dict[str, np.ndarray]:
+        return collect_tensors(self.train_step.state(), self.device.world_size)
+
     def save_steps_due(self) -> bool:
-        every = self.run_config.save_steps
+        every = self.config.run.save_steps
         return bool(every) and self.progress.update % every == 0
 
     def save(self) -> None:
@@ -221,17 +226,17 @@ class Trainer:
         self.log.fetch(self.progress)
         if not self.device.is_main or self.saved_at_step == self.progress.update:
             return
-        if self.outputs.last.save(collect_tensors(self.train_step, self.device.world_size), self.meta()):
+        if self.outputs.last.save(self.tensors(), self.meta()):
             self.saved_at_step = self.progress.update
             self.outputs.send()
 
     def save_if_none(self) -> None:
         """After divergence: last.ckpt stays as it is; if there is none yet, write the state of the last good step."""
         if self.device.is_main and not (self.outputs.last.folder / "last.ckpt").exists():
-            self.outputs.last.save(collect_tensors(self.train_step, self.device.world_size), self.meta())
+            self.outputs.last.save(self.tensors(), self.meta())
 
     def max_steps_reached(self) -> bool:
-        most = self.run_config.max_steps
+        most = self.config.run.max_steps
         return bool(most) and self.progress.update >= most
 
     def stop_requested(self) -> bool:

@@ -125,29 +125,29 @@ class TrainingLog:
 
 
 class Summary:
-    """Figures over some updates, and their speed.
+    """Means over some steps, and their speed.
 
     Args:
-        images_per_update: over all ranks.
+        images_per_step: over all ranks.
     """
 
-    def __init__(self, images_per_update: int) -> None:
-        self.images_per_update = images_per_update
+    def __init__(self, images_per_step: int) -> None:
+        self.images_per_step = images_per_step
         self._rows: list[np.ndarray] = []
         self.restart_clock()
 
     def add(self, rows: np.ndarray) -> None:
-        """Take fetched updates (n, len(OUTPUTS))."""
+        """Take the outputs of n steps (n, len(OUTPUTS))."""
         self._rows.extend(rows)
         self._timed += len(rows)
 
     def restart_clock(self) -> None:
-        """Time from now on: what came before was no training (compilation, evaluation)."""
+        """Time from now on, because what came before was not training (compilation, evaluation)."""
         self._clock = time.time()
         self._timed = 0
 
     def take(self) -> Optional[dict[str, Any]]:
-        """Figures of the updates since the last call, None if there were none; starts anew."""
+        """Figures of the steps since the last call, or None if there were none."""
         seconds, timed = time.time() - self._clock, self._timed
         rows, self._rows = np.array(self._rows), []
         self.restart_clock()
@@ -162,28 +162,28 @@ class Summary:
             "lr": float(columns["lr"][-1]),
             "scale": float(columns["scale"][-1]),
             "nonfinite": int((~finite).sum()),
-            "images_per_second": round(timed * self.images_per_update / seconds, 2) if timed and seconds > 0 else None,
+            "images_per_second": round(timed * self.images_per_step / seconds, 2) if timed and seconds > 0 else None,
         }
 
 
 class DivergenceGuard:
-    """Stops a training after too many non-finite updates in a row, with what one needs to find the cause."""
+    """Stops a training after too many non-finite steps in a row, and shows what helps to find the cause."""
 
-    KEPT = 20  # updates shown in the report
+    KEPT = 20  # steps shown in the report
 
     def __init__(self, most_in_a_row: int, report: bool = True) -> None:
         self.most_in_a_row = most_in_a_row
-        self.report = report  # on one rank: all see the same
+        self.report = report  # on one rank, since all see the same
         self._recent: list[tuple[int, dict[str, float]]] = []
         self._last_good: Optional[tuple[int, dict[str, float]]] = None
 
-    def check(self, rows: np.ndarray, first_update: int) -> None:
-        """Look at fetched updates (n, len(OUTPUTS)), the first of which is number `first_update` (from 1).
+    def check(self, rows: np.ndarray, first: int) -> None:
+        """Look at the outputs of n steps (n, len(OUTPUTS)), the first of which is number `first` (from 1).
 
         Raises:
             TrainingDiverged: the limit is reached.
         """
-        for number, row in enumerate(rows, start=first_update):
+        for number, row in enumerate(rows, start=first):
             values = dict(zip(OUTPUTS, row))
             self._recent = [*self._recent, (number, values)][-self.KEPT :]
             if values["nonfinite"] == 0:
@@ -191,22 +191,22 @@ class DivergenceGuard:
             if values["nonfinite_in_a_row"] >= self.most_in_a_row:
                 if self.report:
                     self._write_report()
-                good = f"update {self._last_good[0]}" if self._last_good else "none in this run"
+                good = f"step {self._last_good[0]}" if self._last_good else "none in this run"
                 raise TrainingDiverged(
-                    f"training diverged: {self.most_in_a_row} non-finite updates in a row, the last good one: {good}; "
+                    f"training diverged: {self.most_in_a_row} non-finite steps in a row, the last good one: {good}; "
                     "lower base_lr, lengthen warmup_length or use amp_level O0, then --resume auto "
                     "--allow_config_change True"
                 )
 
     def _write_report(self) -> None:
-        lines = [f"{'update':>8} {'loss':>12} {'grad norm':>12} {'lr':>12} {'scale':>12}"]
+        lines = [f"{'step':>8} {'loss':>12} {'grad norm':>12} {'lr':>12} {'scale':>12}"]
         shown = list(self._recent)
         if self._last_good is not None and self._last_good[0] < shown[0][0]:
             shown.insert(0, self._last_good)
         for number, values in shown:
             figures = " ".join(f"{values[name]:12.6g}" for name in ("loss", "grad_norm", "lr", "scale"))
             lines.append(f"{number:8d} {figures}{'' if values['nonfinite'] else '  (good)'}")
-        logger.error("the last updates before the stop:\n%s", "\n".join(lines))
+        logger.error("the last steps before the stop:\n%s", "\n".join(lines))
 
 
 def describe(figures: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def assert_same_entries(left, right):
 
 @pytest.mark.parametrize("case", ["nano_v1", "nano_v2"])
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_round_trip(case, suffix, tmp_path, script):
+def test_weights_survive_the_way_to_a_checkpoint_and_back(case, suffix, tmp_path, script):
     """To a checkpoint and back, every entry to the bit; the checkpoint gives the authors' logits."""
     state, config = full_state(case), case_config(case)
     theirs, ours, back = tmp_path / f"theirs{suffix}", tmp_path / "ours.ckpt", tmp_path / "new" / f"back{suffix}"
@@ -87,8 +87,8 @@ def test_round_trip(case, suffix, tmp_path, script):
     assert_same_entries(read_official_weights(str(back)), state)
 
 
-def test_buffers_may_be_missing(tmp_path, script, caplog):
-    """Files that hold parameters alone convert as well; version 2 then says that ties are our own."""
+def test_buffers_may_be_missing_from_a_file(tmp_path, script, caplog):
+    """Files that hold parameters alone convert as well; version 2 then warns that it breaks ties itself."""
     state = full_state("nano_v2")
     network = create_model(case_config("nano_v2"))
     bare = {name: value for name, value in state.items() if name in learnable_parameters(network)}
@@ -96,7 +96,7 @@ def test_buffers_may_be_missing(tmp_path, script, caplog):
     settings = settings_file(tmp_path, case_config("nano_v2"))
     code, out, _ = script("--from", tmp_path / "bare.npz", "--to", tmp_path / "x.ckpt", "--config", settings)
     assert code == 0 and "note" not in out
-    assert "ties among closest tokens are our own" in caplog.text
+    assert "this program chooses among equally close tokens itself" in caplog.text
     code, out, _ = script(
         "--from", tmp_path / "bare.npz", "--to", tmp_path / "x.ckpt", "--config", settings, "--num_classes", "7"
     )
@@ -104,7 +104,7 @@ def test_buffers_may_be_missing(tmp_path, script, caplog):
 
 
 @pytest.mark.parametrize("use_ema", [False, True])
-def test_averaged_weights(use_ema, tmp_path, script):
+def test_ema_weights_are_converted_on_request(use_ema, tmp_path, script):
     """A checkpoint of train.py holds both; --use_ema chooses."""
     config = case_config("nano_v1")
     network = create_model(config)
@@ -125,7 +125,7 @@ def test_averaged_weights(use_ema, tmp_path, script):
 
 @needs_torch
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
-def test_pth_bare_and_wrapped(wrapper, tmp_path):
+def test_a_pth_file_may_be_bare_or_wrapped(wrapper, tmp_path):
     import torch
 
     tensors = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.arange(3), "half": torch.ones(2).bfloat16()}
@@ -137,7 +137,7 @@ def test_pth_bare_and_wrapped(wrapper, tmp_path):
 
 
 @needs_torch
-def test_pth_without_state_dict(tmp_path):
+def test_a_pth_file_without_a_state_dict_is_refused(tmp_path):
     import torch
 
     torch.save({"epoch": 3}, tmp_path / "weights.pth")
@@ -161,7 +161,7 @@ def test_nothing_in_a_file_is_executed(kind, tmp_path):
     path = tmp_path / ("weights.npz" if kind == "npz" else "weights.pth")
     if kind == "npz":
         np.savez(path, weight=np.array([Intruder(trace)], dtype=object))
-        message = "no whole npz file of plain arrays"
+        message = "not a whole npz file of plain arrays"
     else:
         message = "would need to run code is refused" if HAS_TORCH else "needs PyTorch; pip install torch"
         if kind == "torch":
@@ -174,10 +174,10 @@ def test_nothing_in_a_file_is_executed(kind, tmp_path):
     assert not trace.exists() and "\n" not in str(error.value)
 
 
-def test_absent_torch_is_said(tmp_path, monkeypatch):
+def test_a_missing_pytorch_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # makes `import torch` fail
     (tmp_path / "weights.pth").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"\.pth needs PyTorch; pip install torch, or use \.safetensors or \.npz"):
+    with pytest.raises(UserError, match=r"\.pth: needs PyTorch; pip install torch, or use \.safetensors or \.npz"):
         read_official_weights(str(tmp_path / "weights.pth"))
     with pytest.raises(UserError, match="needs PyTorch"):
         write_official_weights(str(tmp_path / "out.pth"), {})
@@ -204,7 +204,7 @@ def test_entries_that_do_not_fit_are_named(tmp_path, script):
     assert not (tmp_path / "x.ckpt").exists()
 
 
-def test_checkpoint_of_another_network(tmp_path, script):
+def test_a_checkpoint_of_another_network_is_refused(tmp_path, script):
     network = create_model(case_config("nano_v2"))
     write_checkpoint(tmp_path / "v2.ckpt", {p.name: p.asnumpy() for p in network.get_parameters()}, None)
     code, _, errors = script(
@@ -216,12 +216,12 @@ def test_checkpoint_of_another_network(tmp_path, script):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_damaged_files(suffix, tmp_path, script):
+def test_damaged_files_are_refused_in_one_line(suffix, tmp_path, script):
     path = tmp_path / f"half{suffix}"
     write_official_weights(str(path), full_state("nano_v1"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     code, _, errors = script("--from", path, "--to", tmp_path / "x.ckpt")
-    assert code == 2 and len(errors) == 1 and f"error: {path}: no whole" in errors[0]
+    assert code == 2 and len(errors) == 1 and f"error: {path}: not a whole" in errors[0]
 
 
 def test_every_damage_of_a_compressed_npz_is_one_error(tmp_path):
@@ -240,18 +240,18 @@ def test_every_damage_of_a_compressed_npz_is_one_error(tmp_path):
     assert refused > 100  # names and dates of entries carry no checksum, the data do
     np.save(tmp_path / "y.npy", np.zeros(3))
     (tmp_path / "y.npy").rename(tmp_path / "y.npz")
-    with pytest.raises(UserError, match="no whole npz file"):
+    with pytest.raises(UserError, match="not a whole npz file"):
         read_official_weights(str(tmp_path / "y.npz"))
 
 
 @needs_torch
-def test_pth_of_tensors_that_require_gradients(tmp_path):
+def test_a_pth_file_of_tensors_that_require_gradients_is_read(tmp_path):
     import torch
 
     torch.save({"a": torch.nn.Parameter(torch.ones(2))}, tmp_path / "a.pth")
     assert read_official_weights(str(tmp_path / "a.pth"))["a"].tolist() == [1, 1]
     torch.save({"a": torch.eye(2).to_sparse()}, tmp_path / "b.pth")
-    with pytest.raises(UserError, match="no plain array|plain weights"):
+    with pytest.raises(UserError, match="not a plain array|plain weights"):
         read_official_weights(str(tmp_path / "b.pth"))
 
 
@@ -263,7 +263,7 @@ def test_an_entry_of_another_kind_is_one_error(value, tmp_path, script):
     assert code == 2 and len(errors) == 1 and "head.weight" in errors[0]
 
 
-def test_script_knows_the_same_files():
+def test_the_script_knows_the_same_kinds_of_files():
     """It tells before MindSpore, and focal.models with it, is imported."""
     assert runpy.run_path(str(SCRIPT))["WEIGHT_FILES"] == tuple(convert._READERS)
 
@@ -281,13 +281,13 @@ def test_script_knows_the_same_files():
      (["--from", "a.npz", "--to", "b.ckpt", "--arch", "focal_tiny"], "error: config: cannot read"),
      (["--from", "a.npz", "--to", "b.ckpt", "--archs", "x"], "error: unknown flag --archs; did you mean arch?")],
 )  # fmt: skip
-def test_mistakes_on_the_command_line(arguments, message, tmp_path, script, monkeypatch):
+def test_mistakes_on_the_command_line_are_one_line_each(arguments, message, tmp_path, script, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, errors = script(*arguments)
     assert (code, out) == (2, "") and len(errors) == 1 and errors[0].startswith(message)
 
 
-def test_mistakes_are_told_before_mindspore_is_imported():
+def test_mistakes_are_reported_before_mindspore_is_imported():
     command = [sys.executable, str(SCRIPT), "--from", "nothing.safetensors", "--to", "x.ckpt"]
     result = subprocess.run([sys.executable, "-X", "importtime", *command[1:]], capture_output=True, text=True)
     imported = [line for line in result.stderr.splitlines() if line.startswith("import time:")]
@@ -297,7 +297,7 @@ def test_mistakes_are_told_before_mindspore_is_imported():
     assert result.stderr == "error: from: nothing.safetensors does not exist\n"
 
 
-def test_unwritable_target(tmp_path, script):
+def test_a_target_that_cannot_be_written_is_an_error(tmp_path, script):
     (tmp_path / "file").write_text("")
     np.savez(tmp_path / "x.npz", **full_state("nano_v1"))
     settings = settings_file(tmp_path, case_config("nano_v1"))
@@ -316,7 +316,7 @@ def small(version, **changes):
     )
 
 
-def test_other_number_of_classes(tmp_path, script):
+def test_another_number_of_classes_re_initialises_the_head(tmp_path, script):
     state = full_state("nano_v2")
     np.savez(tmp_path / "x.npz", **state)
     settings = settings_file(tmp_path, case_config("nano_v2"))
@@ -324,8 +324,8 @@ def test_other_number_of_classes(tmp_path, script):
         "--from", tmp_path / "x.npz", "--to", tmp_path / "x.ckpt", "--config", settings, "--num_classes=7"
     )
     assert (code, errors) == (0, [])
-    assert "note: head.weight starts anew: the file has (10, 256)\n" in out
-    assert "note: head.bias starts anew: the file has (10,)\n" in out and out.count("note") == 2
+    assert "note: head.weight is re-initialised: the file has (10, 256)\n" in out
+    assert "note: head.bias is re-initialised: the file has (10,)\n" in out and out.count("note") == 2
     weights = read_weights(str(tmp_path / "x.ckpt"))
     fresh = create_model(case_config("nano_v2", num_classes=7))
     for name in ("head.weight", "head.bias"):
@@ -334,7 +334,7 @@ def test_other_number_of_classes(tmp_path, script):
         np.testing.assert_array_equal(value, state[name], err_msg=name)
 
 
-def test_without_head(tmp_path, script):
+def test_a_network_without_head_leaves_the_files_head_out(tmp_path, script):
     np.savez(tmp_path / "x.npz", **full_state("nano_v1"))
     settings = settings_file(tmp_path, case_config("nano_v1"))
     code, out, _ = script(
@@ -345,7 +345,7 @@ def test_without_head(tmp_path, script):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_other_image_size(version, tmp_path, script):
+def test_another_image_size_rebuilds_the_buffers(version, tmp_path, script):
     """Version 1 gets surroundings in the last stage, whose map was one window before; version 2 other key indices, and
     in its last stage a smaller window to pool."""
     state = official_state_dict(create_model(small(version, seed=3)))
@@ -361,10 +361,10 @@ def test_other_image_size(version, tmp_path, script):
     neighbours = "layers.3.blocks.0.attn.relative_position_bias_table_to_neighbors"
     if version == 1:
         assert anew == {neighbours}
-        assert f"note: {neighbours} starts anew: the file has none" in out
+        assert f"note: {neighbours} is re-initialised: the file has none" in out
     else:
         pooling = "layers.3.blocks.0.pool_layers.0.weight"
-        assert f"note: {pooling} starts anew: the file has (1, 49)" in out
+        assert f"note: {pooling} is re-initialised: the file has (1, 49)" in out
         assert pooling in anew
         assert anew <= indices | {pooling} and "layers.0.blocks.0.attn.topk_cloest_indice_0" in anew
         assert "buffers rebuilt for this image size" in out
@@ -394,14 +394,14 @@ def test_absolute_positions_are_resampled(tmp_path, script):
     np.testing.assert_allclose(resampled[inside][:, :, 1], np.repeat(column[None, 4:-4], 40, 0), atol=2e-3)
 
 
-def test_size_that_windows_do_not_tile_is_refused(tmp_path, script):
+def test_a_size_that_windows_do_not_tile_is_refused(tmp_path, script):
     np.savez(tmp_path / "x.npz", **official_state_dict(create_model(small(2))))
     settings = settings_file(tmp_path, small(2, image_size=256))
     code, _, errors = script("--from", tmp_path / "x.npz", "--to", tmp_path / "x.ckpt", "--config", settings)
     assert code == 2 and len(errors) == 1 and "pad_windows: True" in errors[0]
 
 
-def test_loaded_twice_is_loaded_once():
+def test_loading_twice_equals_loading_once():
     """A network may take over one state after another."""
     network = create_model(case_config("nano_v2"))
     state = full_state("nano_v2")

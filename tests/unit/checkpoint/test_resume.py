@@ -25,29 +25,31 @@ def test_resumed_steps_are_equal_to_the_last_bit(make_config, make_step, batch, 
     first = make_step(config)
     train(first, batch, range(4))
     path = tmp_path / "a.ckpt"
-    write_checkpoint(path, collect_tensors(first, 1), make_meta(config, Progress(1, 3, 4, 55.5, 4), 1, 10))
+    write_checkpoint(path, collect_tensors(first.state(), 1), make_meta(config, Progress(1, 3, 4, 55.5, 4), 1, 10))
     second = make_step(config, seed=99)  # other initial weights: all must come from the file
-    progress = restore(read_checkpoint(path), second, config, 1, 10)
+    progress = restore(read_checkpoint(path), second.state(), config, 1, 10)
     assert progress == Progress(1, 3, 4, 55.5, 4)
     assert train(second, batch, range(4, 9)) == expected[4:]
-    ours, theirs = collect_tensors(second, 1), collect_tensors(whole, 1)
+    ours, theirs = collect_tensors(second.state(), 1), collect_tensors(whole.state(), 1)
     assert ours.keys() == theirs.keys() and len(ours) > 10
     assert [name for name in ours if (ours[name] != theirs[name]).any()] == []
 
 
 def test_settings_that_matter_are_refused_with_the_difference(make_config, make_step, tmp_path, caplog):
     config = make_config()
-    write_checkpoint(tmp_path / "a.ckpt", collect_tensors(make_step(config), 1), make_meta(config, Progress(), 1, 10))
+    write_checkpoint(
+        tmp_path / "a.ckpt", collect_tensors(make_step(config).state(), 1), make_meta(config, Progress(), 1, 10)
+    )
     checkpoint = read_checkpoint(tmp_path / "a.ckpt")
     changed = make_config(base_lr=1e-3, mix_up=0.5, log_steps=7, data_url="./elsewhere")
     with pytest.raises(ConfigError) as error:
-        restore(checkpoint, make_step(changed), changed, 1, 10)
+        restore(checkpoint, make_step(changed).state(), changed, 1, 10)
     message = str(error.value)
     assert "base_lr: 0.0005 -> 0.001" in message and "mix_up: 0.8 -> 0.5" in message
     assert "log_steps" not in message and "data_url" not in message and "\n" not in message
     allowed = make_config(base_lr=1e-3, allow_config_change=True)
     logging.getLogger("focal").propagate = True
-    restore(checkpoint, make_step(allowed), allowed, 1, 10)
+    restore(checkpoint, make_step(allowed).state(), allowed, 1, 10)
     assert "base_lr: 0.0005 -> 0.001" in caplog.text
 
 
@@ -64,34 +66,34 @@ def test_unchanged_settings_have_no_difference(make_config):
 def test_a_changed_average_starts_from_the_weights(make_config, make_step, tmp_path):
     config = make_config(enable_ema=False)
     step = make_step(config)
-    write_checkpoint(tmp_path / "a.ckpt", collect_tensors(step, 1), make_meta(config, Progress(), 1, 10))
+    write_checkpoint(tmp_path / "a.ckpt", collect_tensors(step.state(), 1), make_meta(config, Progress(), 1, 10))
     with_ema = make_config(enable_ema=True, allow_config_change=True)
     fresh = make_step(with_ema, seed=99)  # a random start of its own, which must not become the average
-    restore(read_checkpoint(tmp_path / "a.ckpt"), fresh, with_ema, 1, 10)
+    restore(read_checkpoint(tmp_path / "a.ckpt"), fresh.state(), with_ema, 1, 10)
     assert (fresh.ema.averages[0].asnumpy() == step.optimizer.parameters_to_train[0].asnumpy()).all()
 
 
 def test_tensors_that_do_not_fit_are_named(make_config, make_step, tmp_path):
     config = make_config()
-    tensors = collect_tensors(make_step(config), 1)
+    tensors = collect_tensors(make_step(config).state(), 1)
     del tensors["first.weight"]
     tensors["other.weight"] = np.zeros(3, np.float32)
     write_checkpoint(tmp_path / "a.ckpt", tensors, make_meta(config, Progress(), 1, 10))
     with pytest.raises(ConfigError, match="missing first.weight; unexpected other.weight"):
-        restore(read_checkpoint(tmp_path / "a.ckpt"), make_step(config), config, 1, 10)
+        restore(read_checkpoint(tmp_path / "a.ckpt"), make_step(config).state(), config, 1, 10)
 
 
 def test_another_number_of_devices_keeps_the_state_and_the_share_of_the_epoch(make_config, make_step, tmp_path, caplog):
     config = make_config(accumulation_step=2)
     step = make_step(config)
     step.random_counter.set_data(Tensor(80, step.random_counter.dtype))
-    saved = collect_tensors(step, world_size=8)
+    saved = collect_tensors(step.state(), world_size=8)
     assert saved["random_counter"] == 10
     write_checkpoint(tmp_path / "a.ckpt", saved, make_meta(config, Progress(2, 12, 46, 1.0, 46), 8, 40))
     other = make_step(config)
     logging.getLogger("focal").propagate = True
     # 8 devices, 40 batches each: 20 updates an epoch; now 2 devices, 160 batches, 80 updates
-    progress = restore(read_checkpoint(tmp_path / "a.ckpt"), other, config, 2, 160)
+    progress = restore(read_checkpoint(tmp_path / "a.ckpt"), other.state(), config, 2, 160)
     assert (progress.epoch, progress.step_in_epoch, progress.update) == (2, 48, 2 * 80 + 24)
     assert int(other.optimizer.position.asnumpy()) == 184
     assert int(other.random_counter.asnumpy()) == 20
@@ -112,8 +114,8 @@ def test_the_last_step_of_an_epoch_is_never_skipped(
     config = make_config()
     progress = Progress(1, 12, 1 * steps_before + 12)
     meta = make_meta(config, progress, 1, steps_before)
-    write_checkpoint(tmp_path / "a.ckpt", collect_tensors(make_step(config), 1), meta)
-    resumed = restore(read_checkpoint(tmp_path / "a.ckpt"), make_step(config), config, devices, steps_now)
+    write_checkpoint(tmp_path / "a.ckpt", collect_tensors(make_step(config).state(), 1), meta)
+    resumed = restore(read_checkpoint(tmp_path / "a.ckpt"), make_step(config).state(), config, devices, steps_now)
     assert (resumed.step_in_epoch, resumed.update) == expected
     assert resumed.position(steps_now) < 2
 
@@ -123,15 +125,15 @@ def test_a_whole_epoch_is_resumed_at_the_start_of_the_next(make_config, make_ste
     config = make_config(accumulation_step=2)
     path = tmp_path / "a.ckpt"
     meta = make_meta(config, Progress(1, 6, 6), 1, 7)  # a seventh micro-batch never fills an update
-    write_checkpoint(path, collect_tensors(make_step(config), 1), meta)
-    resumed = restore(read_checkpoint(path), make_step(config), config, 1, 7)
+    write_checkpoint(path, collect_tensors(make_step(config).state(), 1), meta)
+    resumed = restore(read_checkpoint(path), make_step(config).state(), config, 1, 7)
     assert (resumed.epoch, resumed.step_in_epoch, resumed.update) == (2, 0, 6)
-    resumed = restore(read_checkpoint(path), make_step(config), config, 2, 4)
+    resumed = restore(read_checkpoint(path), make_step(config).state(), config, 2, 4)
     assert (resumed.epoch, resumed.step_in_epoch, resumed.update) == (2, 0, 4)
 
 
 def test_weights_only_leaves_out_the_state_of_the_optimizer(make_config, make_step):
     step = make_step(make_config())
-    names = set(weights_only(collect_tensors(step, 1), step))
+    names = set(weights_only(collect_tensors(step.state(), 1), step.state()))
     plain = {"first.weight", "first.bias", "second.weight"}
     assert names == plain | {f"ema.{name}" for name in plain}

@@ -44,7 +44,7 @@ def test_every_parameter_is_set_by_its_name():
     assert values(network)["random_counter"] == 5
 
 
-def test_a_suffix_is_no_match():
+def test_a_name_that_only_ends_alike_does_not_match():
     weights = arrays()
     weights["module.head.bias"] = weights.pop("head.bias")
     with pytest.raises(UserError) as error:
@@ -66,7 +66,7 @@ def test_nothing_is_set_when_something_is_wrong():
     assert all((value == 0).all() for name, value in values(network).items() if name != "random_counter")
 
 
-def test_a_new_head_for_fine_tuning():
+def test_fine_tuning_leaves_a_head_of_other_classes_as_initialised():
     network = Network(classes=3, value=0.5)
     report = assign_weights(network, arrays(1000), "x", new_head=True)
     assert report.reinitialised == ("head.weight", "head.bias")
@@ -79,7 +79,7 @@ def test_a_new_head_for_fine_tuning():
         assign_weights(network, wrong_body, "x", new_head=True)
 
 
-def test_own_checkpoints_hold_raw_and_averaged_weights(tmp_path):
+def test_own_checkpoints_hold_raw_and_ema_weights(tmp_path):
     path = str(tmp_path / "a.ckpt")
     state = {**arrays(value=1.0), "optimizer.step": np.int32(3), "loss_scale.value": np.float32(2)}
     state.update({f"ema.{name}": np.full_like(value, 2) for name, value in arrays().items() if "patch" not in name})
@@ -93,9 +93,9 @@ def test_own_checkpoints_hold_raw_and_averaged_weights(tmp_path):
     assert set(read_weights(path)) == set(arrays())
 
 
-def test_averaged_weights_that_are_not_there_are_refused(tmp_path):
+def test_ema_weights_that_are_not_there_are_refused(tmp_path):
     write_checkpoint(tmp_path / "a.ckpt", arrays(), {})
-    with pytest.raises(CheckpointError, match="holds no averaged weights"):
+    with pytest.raises(CheckpointError, match="holds no EMA weights"):
         read_weights(str(tmp_path / "a.ckpt"), use_ema=True)
 
 
@@ -116,4 +116,4 @@ def test_a_checkpoint_kept_for_its_averages_says_so_when_raw_weights_are_taken(t
     read_weights(str(path), use_ema=True)
     assert not caplog.text
     read_weights(str(path))
-    assert "kept for its averaged weights; --use_ema True takes them" in caplog.text
+    assert "kept for its EMA weights, but its raw weights are loaded; see --use_ema True" in caplog.text

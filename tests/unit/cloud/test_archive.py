@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import io
-import lzma
 import os
 import random
 import tarfile
 import zipfile
 from pathlib import Path
-from types import ModuleType
 from typing import Callable
 
 import pytest
 
-from focal.data import unpack_archive
+from focal.cloud.archive import unpack_archive
 from focal.errors import UserError
 
 
@@ -35,7 +32,7 @@ def _entry(name: str, data: bytes = b"x", **fields: object) -> Callable[[tarfile
 
 
 @pytest.mark.parametrize("suffix", ("tar", "tar.gz", "zip"))
-def test_everything_arrives(image_folder: Path, tmp_path: Path, suffix: str) -> None:
+def test_every_file_of_an_archive_arrives(image_folder: Path, tmp_path: Path, suffix: str) -> None:
     archive = tmp_path / f"imagenet.{suffix}"
     if suffix == "zip":
         with zipfile.ZipFile(archive, "w") as zipped:
@@ -51,7 +48,7 @@ def test_everything_arrives(image_folder: Path, tmp_path: Path, suffix: str) -> 
 
 @pytest.mark.parametrize("name", ("../evil", "a/../../evil", "/evil", "a/..", "..\\evil", "C:\\evil", "\\evil"))
 @pytest.mark.parametrize("kind", ("tar", "zip"))
-def test_entry_that_leaves_the_folder_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+def test_an_entry_that_leaves_the_folder_is_refused(tmp_path: Path, name: str, kind: str) -> None:
     archive = tmp_path / f"bad.{kind}"
     if kind == "zip":
         with zipfile.ZipFile(archive, "w") as zipped:
@@ -72,22 +69,13 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
     assert not os.path.lexists(tmp_path / "out" / "a")
 
 
-def test_link_in_a_zip_is_refused(tmp_path: Path) -> None:
+def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
     info = zipfile.ZipInfo("link")
     info.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as zipped:
         zipped.writestr(info, "/etc/passwd")
     with pytest.raises(UserError, match="link"):
         unpack_archive(tmp_path / "bad.zip", tmp_path / "out")
-
-
-def test_link_that_was_there_before_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "train").symlink_to(tmp_path / "outside")
-    with pytest.raises(UserError, match="link"):
-        unpack_archive(_tar(tmp_path / "a.tar.gz", _entry("train/x.jpg")), tmp_path / "out")
-    assert not list((tmp_path / "outside").iterdir())
 
 
 def _three_files(tar: tarfile.TarFile) -> None:
@@ -98,7 +86,7 @@ def _three_files(tar: tarfile.TarFile) -> None:
 # Of the three files: header, two blocks, header, one block, header, then the blocks of zeros that end a tar.
 @pytest.mark.parametrize("cut", (0, 100, 512, 1000, 1536, 1537, 2048, 2560, 3071))
 @pytest.mark.parametrize("compressed", (False, True))
-def test_archive_cut_short(tmp_path: Path, cut: int, compressed: bool) -> None:
+def test_an_archive_that_is_cut_short_is_an_error(tmp_path: Path, cut: int, compressed: bool) -> None:
     whole = _tar(tmp_path / "whole.tar", _three_files, "w").read_bytes()
     archive = tmp_path / "cut.tar.gz"
     archive.write_bytes(gzip.compress(whole[:cut]) if compressed else whole[:cut])
@@ -107,20 +95,20 @@ def test_archive_cut_short(tmp_path: Path, cut: int, compressed: bool) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("share", (0.0, 0.25, 0.5, 0.75))
-def test_compressed_archive_cut_short(tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize("fraction", (0.0, 0.25, 0.5, 0.75))
+def test_a_compressed_archive_that_is_cut_short_is_an_error(tmp_path: Path, fraction: float) -> None:
     def fill(tar: tarfile.TarFile) -> None:
         for index in range(20):
             _entry(f"train/{index}.jpg", random.Random(index).randbytes(700))(tar)
 
     archive = _tar(tmp_path / "a.tar.gz", fill)
     data = archive.read_bytes()
-    archive.write_bytes(data[: int(len(data) * share)])
+    archive.write_bytes(data[: int(len(data) * fraction)])
     with pytest.raises(UserError, match="download complete"):
         unpack_archive(archive, tmp_path / "out")
 
 
-def test_damaged_header_is_not_the_end(tmp_path: Path) -> None:
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
     archive = _tar(tmp_path / "a.tar", _three_files, "w")
     data = bytearray(archive.read_bytes())
     data[1536] ^= 1  # The name in the second header: its checksum is wrong now.
@@ -129,19 +117,18 @@ def test_damaged_header_is_not_the_end(tmp_path: Path) -> None:
         unpack_archive(archive, tmp_path / "out")
 
 
-@pytest.mark.parametrize("module", (gzip, bz2, lzma))
-def test_changed_bit_is_noticed(tmp_path: Path, module: ModuleType) -> None:
+def test_a_changed_bit_is_noticed(tmp_path: Path) -> None:
     """In the middle of data that do not compress, where only the checksum behind them can tell."""
     data = random.Random(0).randbytes(20_000)
     whole = _tar(tmp_path / "a.tar", _entry("train/a.jpg", data), "w").read_bytes()
-    compressed = bytearray(module.compress(whole))
+    compressed = bytearray(gzip.compress(whole))
     compressed[len(compressed) // 2] ^= 1
-    (tmp_path / "b.tar.any").write_bytes(compressed)
+    (tmp_path / "b.tar.gz").write_bytes(compressed)
     with pytest.raises(UserError, match="cannot unpack"):
-        unpack_archive(tmp_path / "b.tar.any", tmp_path / "out")
+        unpack_archive(tmp_path / "b.tar.gz", tmp_path / "out")
 
 
-def test_gzip_in_several_members(tmp_path: Path) -> None:
+def test_a_gzip_file_of_several_members_is_read_to_its_end(tmp_path: Path) -> None:
     whole = _tar(tmp_path / "a.tar", _three_files, "w").read_bytes()
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(whole[:1000]) + gzip.compress(whole[1000:]))
     unpack_archive(tmp_path / "a.tar.gz", tmp_path / "out")
@@ -156,18 +143,18 @@ def test_joined_archives_are_refused(tmp_path: Path) -> None:
         unpack_archive(tmp_path / "b.tar.gz", tmp_path / "out")
 
 
-def test_tar_that_begins_like_a_zip(tmp_path: Path) -> None:
+def test_a_tar_that_begins_like_a_zip_is_read_as_a_tar(tmp_path: Path) -> None:
     unpack_archive(_tar(tmp_path / "a.tar", _entry("PK.jpg"), "w"), tmp_path / "out")
     assert (tmp_path / "out" / "PK.jpg").read_bytes() == b"x"
 
 
-def test_tar_ends_at_its_first_block_of_zeros(tmp_path: Path) -> None:
+def test_a_tar_ends_at_its_first_block_of_zeros(tmp_path: Path) -> None:
     archive = _tar(tmp_path / "a.tar", _three_files, "w")
     archive.write_bytes(archive.read_bytes()[: 3072 + 512])
     unpack_archive(archive, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").rglob("*.jpg")) == ["a.jpg", "b.jpg", "c.jpg"]
 
 
-def test_missing_archive(tmp_path: Path) -> None:
+def test_a_missing_archive_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot unpack"):
         unpack_archive(tmp_path / "none.tar.gz", tmp_path / "out")

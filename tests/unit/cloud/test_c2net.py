@@ -68,7 +68,7 @@ def test_mounted_data_is_used_in_place(task: Path, capsys: pytest.CaptureFixture
     assert "c2net-pypi" not in capsys.readouterr().out  # its banner does not reach the terminal
 
 
-def test_one_of_several_mounted_datasets(task: Path) -> None:
+def test_data_url_chooses_among_several_mounted_datasets(task: Path) -> None:
     make_dataset(task / "dataset" / "digits")
     make_dataset(task / "dataset" / "flowers")
     assert storage(task, data_url="flowers").data_folder() == str(task / "dataset" / "flowers")
@@ -88,7 +88,7 @@ def test_results_go_where_the_platform_takes_them(task: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gztar", "zip"])
-def test_archives_that_c2net_unpacks(task: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_archives_that_c2net_has_unpacked_are_used(task: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setenv("DATASET_NEED_UNZIP", "true")
     shutil.make_archive(str(task / "dataset" / "digits"), kind, make_dataset(task / "made"))
     folder = Path(storage(task).data_folder())
@@ -106,7 +106,7 @@ def test_an_archive_that_c2net_cannot_unpack_is_an_error(task: Path, monkeypatch
 
 
 @pytest.mark.parametrize("kind", ["gztar", "zip"])
-def test_archives_mounted_as_they_are_unpack_into_the_cache(task: Path, kind: str) -> None:
+def test_archives_that_are_mounted_as_they_are_unpack_into_the_cache(task: Path, kind: str) -> None:
     archive = Path(shutil.make_archive(str(task / "dataset" / "digits"), kind, make_dataset(task / "made")))
     folder = Path(storage(task).data_folder())
     assert folder == task / "cache" / "data" / "digits"
@@ -124,16 +124,16 @@ def test_an_archive_that_was_unpacked_in_part_is_unpacked_by_the_next_job(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("focal.cloud.archive.unpack_archive", kill)
+        patch.setattr("focal.cloud.datasets.unpack_archive", kill)
         patch.setattr("focal.cloud.datasets.shutil.rmtree", lambda *arguments, **options: None)  # a kill leaves all
         with pytest.raises(KeyboardInterrupt):
             storage(task).data_folder()
-    assert (task / "cache" / "data" / "digits.unpacking" / "train").is_dir()
+    assert (task / "cache" / "data" / ".partial.digits" / "train").is_dir()
     assert (task / "dataset" / CACHE_MARK).exists()
     assert Path(storage(task).data_folder()) == task / "cache" / "data" / "digits"
 
 
-def test_c2net_makes_the_folder_of_the_data(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c2net_may_create_the_folder_of_the_data_itself(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In MOXING mode there is none before."""
     make_dataset(task / "made")
     (task / "dataset").rmdir()
@@ -142,7 +142,7 @@ def test_c2net_makes_the_folder_of_the_data(task: Path, monkeypatch: pytest.Monk
     assert place.data_folder() == str(task / "dataset")
 
 
-def test_no_dataset_chosen(task: Path) -> None:
+def test_a_task_without_a_dataset_is_an_error(task: Path) -> None:
     with pytest.raises(UserError, match="dataset is empty: choose a dataset when creating the task"):
         storage(task).data_folder()
 
@@ -157,20 +157,22 @@ def test_a_missing_variable_is_named(task: Path, monkeypatch: pytest.MonkeyPatch
         storage(task)
 
 
-def test_an_unknown_download_method(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_download_method_is_an_error(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_dataset(task / "dataset")
     monkeypatch.setenv("DATA_DOWNLOAD_METHOD", "PIGEON")
     with pytest.raises(UserError, match="c2net: Unknown data download method: PIGEON"):
         storage(task).data_folder()
 
 
-def test_the_package_is_missing(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_an_error_with_the_command_that_installs_it(
+    task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "c2net.context", None)
     with pytest.raises(UserError, match=r"c2net cannot be imported .* pip install c2net==0\.2\.0"):
         storage(task)
 
 
-def test_weights_among_the_tasks_models(task: Path) -> None:
+def test_weights_are_found_among_the_models_of_the_task(task: Path) -> None:
     (task / "pretrainmodel" / "mine").mkdir(parents=True)
     (task / "pretrainmodel" / "mine" / "best.ckpt").write_text("x")
     assert storage(task, pretrained="best.ckpt").pretrained() == str(task / "pretrainmodel" / "mine" / "best.ckpt")
@@ -188,7 +190,7 @@ def test_an_error_that_is_only_printed_is_raised(capsys: pytest.CaptureFixture) 
     assert capsys.readouterr().out == ""
 
 
-def test_the_launcher_knows_the_folder_before_any_storage(task: Path) -> None:
+def test_the_output_folder_is_known_before_the_storage_is_opened(task: Path) -> None:
     environ = {"DATA_DOWNLOAD_METHOD": "MOUNT", "LOCAL_DATASET_PATH": "/d", "LOCAL_OUTPUT_PATH": "/o"}
     assert resolve_output_folder(load_config({"device_target": "CPU"}), environ) == "/o"
     local = load_config({"device_target": "CPU", "train_url": "./here"})
@@ -215,7 +217,7 @@ def bucket(task: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFile:
     return module.file
 
 
-def test_copied_data(task: Path, bucket: FakeFile) -> None:
+def test_data_is_copied_once(task: Path, bucket: FakeFile) -> None:
     assert storage(task).data_folder() == str(task / "dataset" / "digits")
     assert len(bucket.calls) == 1
     assert storage(task).data_folder() == str(task / "dataset" / "digits")

@@ -19,24 +19,24 @@ def make(folder: Path) -> Path:
     return folder
 
 
-def test_the_folder_itself(tmp_path: Path) -> None:
+def test_a_folder_with_train_and_val_is_the_dataset(tmp_path: Path) -> None:
     make(tmp_path)
     assert choose_dataset(tmp_path, "whatever") == tmp_path
 
 
-def test_imagenet_below(tmp_path: Path) -> None:
+def test_a_folder_with_imagenet_in_it_is_the_dataset(tmp_path: Path) -> None:
     make(tmp_path / "imagenet")
     assert choose_dataset(tmp_path, "x") == tmp_path  # the data's layout knows imagenet/train
 
 
 @pytest.mark.parametrize("place", ["digits", "digits/digits"])
-def test_the_only_one(tmp_path: Path, place: str) -> None:
+def test_the_only_dataset_below_a_folder_is_found(tmp_path: Path, place: str) -> None:
     make(tmp_path / place)
     (tmp_path / "readme.txt").write_text("x")
     assert choose_dataset(tmp_path, "./data/imagenet") == tmp_path / place
 
 
-def test_several_need_a_name(tmp_path: Path) -> None:
+def test_several_datasets_need_a_name(tmp_path: Path) -> None:
     make(tmp_path / "digits")
     make(tmp_path / "flowers")
     assert choose_dataset(tmp_path, "obs://bucket/flowers/") == tmp_path / "flowers"
@@ -44,20 +44,20 @@ def test_several_need_a_name(tmp_path: Path) -> None:
         choose_dataset(tmp_path, "./data/imagenet")
 
 
-def test_mindrecord(tmp_path: Path) -> None:
+def test_a_folder_of_mindrecord_files_is_a_dataset(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.mindrecord0").write_bytes(b"")
     assert choose_dataset(tmp_path, "") == tmp_path / "set"
 
 
-def test_nothing_is_left_to_the_check_of_the_data(tmp_path: Path) -> None:
+def test_an_empty_folder_is_left_to_the_check_of_the_data(tmp_path: Path) -> None:
     assert choose_dataset(tmp_path, "") == tmp_path
 
 
 @pytest.mark.parametrize(
     ("name", "stem"), [("a.tar.gz", "a"), ("a.tgz", "a"), ("A.ZIP", "A"), ("a.tar", "a"), ("a.jpg", ""), ("tar", "")]
 )
-def test_archive_names(name: str, stem: str) -> None:
+def test_archives_are_recognised_by_their_names(name: str, stem: str) -> None:
     assert archive_stem(name) == stem
 
 
@@ -66,26 +66,26 @@ def test_archives_are_unpacked_once(tmp_path: Path, kind: str) -> None:
     source = tmp_path / "mounted"
     source.mkdir()
     archive = Path(shutil.make_archive(str(source / "digits"), kind, make(tmp_path / "made")))
-    assert unpack_archives(source, tmp_path / "cache")
+    unpack_archives(source, tmp_path / "cache")
     image = tmp_path / "cache" / "digits" / "train" / "cat" / "1.jpg"
     assert image.read_bytes() == b"train"
     assert archive.exists()
     image.write_bytes(b"changed")
-    assert unpack_archives(source, tmp_path / "cache")
+    unpack_archives(source, tmp_path / "cache")
     assert image.read_bytes() == b"changed"  # not unpacked again
 
 
 def test_a_half_unpacked_archive_is_done_again(tmp_path: Path) -> None:
     shutil.make_archive(str(tmp_path / "digits"), "zip", make(tmp_path / "made"))
-    (tmp_path / "digits.unpacking" / "train").mkdir(parents=True)  # what a killed job leaves
-    assert unpack_archives(tmp_path, tmp_path)
+    (tmp_path / ".partial.digits" / "train").mkdir(parents=True)  # what a killed job leaves
+    unpack_archives(tmp_path, tmp_path)
     assert (tmp_path / "digits" / "val" / "cat" / "1.jpg").read_bytes() == b"val"
-    assert not (tmp_path / "digits.unpacking").exists()
+    assert not (tmp_path / ".partial.digits").exists()
 
 
 def test_copies_of_archives_are_removed_once_unpacked(tmp_path: Path) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "digits"), "zip", make(tmp_path / "made")))
-    assert unpack_archives(tmp_path, tmp_path, remove=True)
+    unpack_archives(tmp_path, tmp_path, remove=True)
     assert not archive.exists() and (tmp_path / "digits" / "train" / "cat" / "1.jpg").exists()
 
 
@@ -108,7 +108,7 @@ def test_another_archive_of_the_same_name_replaces_what_the_first_left(tmp_path:
 
 
 @pytest.mark.parametrize("renames", [1, 2])
-def test_a_kill_while_one_replaces_the_other_leaves_neither_half(
+def test_a_kill_while_one_archive_replaces_another_leaves_neither_half(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
     source = replaced_archive(tmp_path)
@@ -134,7 +134,7 @@ def test_a_folder_of_the_users_beside_an_archive_stays_and_so_does_the_archive(t
     archive = Path(shutil.make_archive(str(tmp_path / "digits"), "zip", make(tmp_path / "made")))
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "mine.txt").write_text("mine")
-    assert unpack_archives(tmp_path, tmp_path, remove=True)
+    unpack_archives(tmp_path, tmp_path, remove=True)
     assert archive.exists() and [path.name for path in (tmp_path / "digits").iterdir()] == ["mine.txt"]
 
 
@@ -147,13 +147,14 @@ def test_two_archives_of_one_name_are_refused(tmp_path: Path) -> None:
     assert all(archive.exists() for archive in archives)
 
 
-def test_a_draft_is_no_dataset(tmp_path: Path) -> None:
-    make(tmp_path / "digits.unpacking")
+def test_an_unfinished_folder_is_not_a_dataset(tmp_path: Path) -> None:
+    make(tmp_path / ".partial.digits")
     assert choose_dataset(tmp_path, "") == tmp_path
 
 
-def test_no_archives(tmp_path: Path) -> None:
-    assert not unpack_archives(tmp_path, tmp_path)
+def test_without_archives_nothing_happens(tmp_path: Path) -> None:
+    unpack_archives(tmp_path, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_archive_is_an_error_and_leaves_no_dataset(tmp_path: Path) -> None:

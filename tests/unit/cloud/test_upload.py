@@ -23,7 +23,7 @@ def failing(times: int) -> tuple:
     return work, calls
 
 
-def test_success_needs_one_call() -> None:
+def test_work_that_succeeds_is_called_once() -> None:
     work, calls = failing(0)
     with_retries("x", work)
     assert len(calls) == 1
@@ -90,11 +90,11 @@ def test_an_early_failure_is_forgotten_once_it_is_sent() -> None:
     assert len(calls) == 8
 
 
-def test_close_between_two_looks_of_the_thread_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_close_while_the_thread_checks_for_it_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing right after the thread has taken a request, and before it asks whether this is the end."""
     uploader = Uploader("x", lambda: None)
     asked, closed = threading.Event(), threading.Event()
-    clear, is_set = uploader._wanted.clear, uploader._closing.is_set
+    clear, is_set = uploader._requested.clear, uploader._closing.is_set
 
     def pause_first(then: Callable[[], bool]) -> bool:
         result = then()
@@ -103,7 +103,7 @@ def test_close_between_two_looks_of_the_thread_is_not_lost(monkeypatch: pytest.M
             closed.wait(10)
         return bool(result)
 
-    monkeypatch.setattr(uploader._wanted, "clear", lambda: pause_first(clear))
+    monkeypatch.setattr(uploader._requested, "clear", lambda: pause_first(clear))
     monkeypatch.setattr(uploader._closing, "is_set", lambda: pause_first(is_set))
     uploader.request()
     assert asked.wait(10)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from focal.distributed.environment import check_device_num, detect_launch, rank_table_size
+from focal.distributed.environment import check_device_num, detect_launch
 from focal.errors import UserError
 
 SERVER_LIST = {
@@ -16,16 +16,6 @@ SERVER_LIST = {
     "server_list": [
         {"server_id": "10.0.0.1", "device": [{"device_id": str(i), "rank_id": str(i)} for i in range(8)]},
         {"server_id": "10.0.0.2", "device": [{"device_id": str(i), "rank_id": str(8 + i)} for i in range(8)]},
-    ],
-}
-GROUP_LIST = {
-    "status": "completed",
-    "group_count": "1",
-    "group_list": [
-        {
-            "group_name": "job",
-            "instance_list": [{"devices": [{"device_id": str(i)} for i in range(8)], "server_id": "a"}],
-        }
     ],
 }
 
@@ -61,18 +51,15 @@ def test_msrun_scheduler_trains_nothing() -> None:
     assert launch.is_scheduler and launch.rank is None
 
 
-@pytest.mark.parametrize("as_folder", [False, True])
-def test_rank_table_as_file_or_as_modelarts_folder(table: Path, as_folder: bool) -> None:
-    location = table.parent if as_folder else table
-    launch = detect_launch({"RANK_TABLE_FILE": str(location), "RANK_ID": "9", "DEVICE_ID": "1"})
-    assert (launch.launcher, launch.rank, launch.world_size, launch.device_id) == ("rank_table", 9, 16, 1)
-    assert launch.rank_table == table
+@pytest.mark.parametrize("variable", ["RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH"])
+def test_a_rank_table_by_either_name(table: Path, variable: str) -> None:
+    launch = detect_launch({variable: str(table), "RANK_ID": "9", "DEVICE_ID": "5"})
+    assert (launch.launcher, launch.rank, launch.world_size, launch.device_id) == ("rank_table", 9, 16, 5)
+    assert launch.rank_table.path == table
 
 
-def test_rank_table_of_the_older_form(tmp_path: Path) -> None:
-    path = tmp_path / "table.json"
-    path.write_text(json.dumps(GROUP_LIST))
-    assert rank_table_size(path) == 8
+def test_without_a_device_id_the_device_is_that_of_the_table(table: Path) -> None:
+    assert detect_launch({"RANK_TABLE_FILE": str(table), "RANK_ID": "9"}).device_id == 1
 
 
 def test_preset_engine_of_several_processes() -> None:
@@ -94,7 +81,9 @@ def test_mpi() -> None:
         ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "two"}, "MS_WORKER_NUM: 'two' is not a number"),
         ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "MS_NODE_ID": "2"}, "rank 2 .* less than .* 2"),
         ({"RANK_TABLE_FILE": "/does/not/exist.json", "RANK_ID": "0"}, "RANK_TABLE_FILE: .* does not exist"),
+        ({"MINDSPORE_HCCL_CONFIG_PATH": "/no.json", "RANK_ID": "0"}, "MINDSPORE_HCCL_CONFIG_PATH: .* does not exist"),
         ({"RANK_SIZE": "8"}, "RANK_ID is not set"),
+        ({"RANK_SIZE": "8", "RANK_ID": "8"}, "rank 8 .* less than .* 8"),
     ],
 )
 def test_contradictions_are_refused(environ: dict[str, str], words: str) -> None:
@@ -110,23 +99,6 @@ def test_rank_table_without_a_rank(table: Path) -> None:
 def test_rank_table_against_rank_size(table: Path) -> None:
     with pytest.raises(UserError, match="RANK_SIZE: 8 contradicts RANK_TABLE_FILE, which lists 16"):
         detect_launch({"RANK_TABLE_FILE": str(table), "RANK_ID": "0", "RANK_SIZE": "8"})
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("not json", "is not a rank table"),
-        ("[1, 2]", "is not a rank table"),
-        ('{"other": 1}', "is not a rank table"),
-        (json.dumps({**SERVER_LIST, "status": "initializing"}), "status 'initializing'"),
-        (json.dumps({"status": "completed", "server_list": []}), "lists no devices"),
-    ],
-)
-def test_bad_rank_tables(tmp_path: Path, text: str, words: str) -> None:
-    path = tmp_path / "table.json"
-    path.write_text(text)
-    with pytest.raises(UserError, match=words):
-        rank_table_size(path)
 
 
 def test_device_num_must_agree_with_the_launcher() -> None:

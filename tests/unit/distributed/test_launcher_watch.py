@@ -72,3 +72,18 @@ def test_a_worker_that_fails_ends_the_job_at_once(job: Callable, caplog: pytest.
     logging.getLogger("focal").propagate = True
     assert job(SLEEPS, "raise SystemExit(3)")._watch() == 3
     assert "rank 1 failed with exit code 3" in caplog.text
+
+
+def test_ctrl_c_ends_the_wait_for_the_scheduler_but_does_not_fail_the_job(
+    job: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(launcher, "SCHEDULER_GRACE", 50.0)
+    logging.getLogger("focal").propagate = True
+    caplog.set_level(logging.INFO, logger="focal")
+    made = job(SLEEPS, "")
+    made.scheduler = made.workers.pop(0)
+    threading.Timer(2.0, made._on_signal, (signal.SIGINT, None)).start()
+    start = time.monotonic()
+    assert made._watch() == 0
+    assert time.monotonic() - start < 40
+    assert "the scheduler, which still runs, is ended" in caplog.text

@@ -8,6 +8,8 @@ import pytest
 from mindspore import Tensor, nn
 
 from focal.config import load_config
+from focal.distributed import chip as chip_module
+from focal.errors import UserError
 from focal.models import create_model
 from focal.models.precision import CastOutput, apply_precision
 
@@ -100,3 +102,13 @@ def test_bf16_sets_bfloat16_products():
     apply_precision(network, "bf16")
     fc1 = network.layers[0].blocks[0].mlp.fc1
     assert fc1.bf16 and not fc1.fp16
+
+
+def test_bf16_on_a_910a_is_refused_before_anything_is_changed(monkeypatch):
+    network = make_network()
+    cells = [type(cell) for _, cell in network.cells_and_names()]
+    monkeypatch.setattr(chip_module, "ascend_chip", lambda: "ascend910")
+    monkeypatch.setattr(ms, "get_context", lambda name: {"device_target": "Ascend"}[name])
+    with pytest.raises(UserError, match=r"amp_level: bf16 .* this chip, ascend910, has no bfloat16; use O1"):
+        apply_precision(network, "bf16")
+    assert [type(cell) for _, cell in network.cells_and_names()] == cells

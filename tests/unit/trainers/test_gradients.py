@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
-from focal.models import precision
 from focal.trainers import gradients as gradients_module
 from focal.trainers.gradients import OverflowCheck, clip_factor, global_norm, scale_or_zero, to_float32
 
@@ -53,27 +52,6 @@ def test_gradients_are_scaled_in_float32():
     half, single = scale_or_zero(gradients, Tensor(2.0**-20, ms.float32), Tensor(True))
     assert half.dtype == single.dtype == ms.float32
     assert float(half[0]) == 2.0**-19 and float(single[0]) == 3 * 2.0**-20  # below the smallest float16
-
-
-@pytest.mark.parametrize(
-    "target, chip, mode, saturates",
-    [
-        ("CPU", None, None, False),
-        ("CPU", None, "SATURATION_MODE", False),
-        ("Ascend", "ascend910", None, True),
-        ("Ascend", "ascend910", "INFNAN_MODE", True),
-        ("Ascend", "ascend910b", None, False),
-        ("Ascend", "ascend910b", "INFNAN_MODE", False),
-        ("Ascend", "ascend910b", "SATURATION_MODE", True),
-    ],
-)
-def test_which_chips_saturate(monkeypatch, target, chip, mode, saturates):
-    monkeypatch.setattr(precision.ms, "get_context", lambda name: target)
-    monkeypatch.setattr(precision, "ascend_chip", lambda: chip)
-    monkeypatch.delenv("MS_ASCEND_CHECK_OVERFLOW_MODE", raising=False)
-    if mode is not None:
-        monkeypatch.setenv("MS_ASCEND_CHECK_OVERFLOW_MODE", mode)
-    assert precision.saturates_on_overflow() is saturates
 
 
 STATUS = Parameter(Tensor(np.zeros(8, np.int32)), name="status", requires_grad=False)

@@ -119,7 +119,7 @@ print("went on", len(losses) > 5, set(losses[:-1]) == {1.0}, losses[-1])
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "went on True True 7.0" in done.stdout
-    assert done.stdout.count("ERROR:focal:metrics not recorded, training goes on") == 1
+    assert done.stdout.count("ERROR:focal:metrics not recorded, training continues") == 1
     assert done.stdout.count("ERROR:focal:no more TensorBoard events") == 1
 
 

@@ -13,7 +13,7 @@ from focal.trainers.setup import resume_state
 
 def write(path, config, step, update):
     progress = Progress(epoch=1, update=update, training=77)
-    write_checkpoint(path, collect_tensors(step, 1), make_meta(config, progress, 1, 10))
+    write_checkpoint(path, collect_tensors(step.state(), 1), make_meta(config, progress, 1, 10))
 
 
 def test_results_of_another_training_are_set_aside_once_the_checkpoint_is_accepted(make_config, make_step, tmp_path):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from focal.checkpoint.files import BestCheckpoints
 from focal.checkpoint.resume import Progress
+from focal.checkpoint.series import BestCheckpoints
 from focal.distributed.device import Device
 from focal.distributed.signals import StopSignals
 from focal.trainers import trainer as training_module
@@ -34,7 +34,7 @@ class Recorder:
 def run(make_config, tmp_path, monkeypatch):
     """A training from `progress` on; returns what it saved, how many steps it took, and where it is."""
     monkeypatch.setattr(training_module, "compile_ahead", lambda *arguments: True)
-    monkeypatch.setattr(training_module, "collect_tensors", lambda *arguments: {})
+    monkeypatch.setattr(Trainer, "tensors", lambda self: {})
     monkeypatch.setattr(Trainer, "evaluate", lambda self: "")
 
     def run(progress=None, **keys):

@@ -53,7 +53,7 @@ def test_outputs_stay_on_the_device_until_a_line_is_due(make_config):
 
 
 def test_summary_leaves_non_finite_updates_out_of_the_means():
-    summary = Summary(images_per_update=10)
+    summary = Summary(images_per_step=10)
     summary.add(np.array([row(loss=1), row(loss=np.nan, norm=np.inf, nonfinite=1, in_a_row=1), row(loss=2, norm=5)]))
     figures = summary.take()
     assert (figures["loss"], figures["grad_norm"], figures["nonfinite"], figures["updates"]) == (1.5, 5.0, 1, 3)
@@ -65,7 +65,7 @@ def test_summary_leaves_non_finite_updates_out_of_the_means():
 def test_summary_times_only_updates_after_the_clock_was_restarted(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("focal.trainers.training_log.time.time", lambda: now[0])
-    summary = Summary(images_per_update=10)
+    summary = Summary(images_per_step=10)
     now[0] = 150.0  # compilation
     summary.add(np.array([row()]))
     summary.restart_clock()
@@ -82,7 +82,7 @@ def test_divergence_stops_after_n_in_a_row_with_a_report(caplog):
         np.array([row(loss=0.5), row(nonfinite=1, in_a_row=1), row(nonfinite=1, in_a_row=2), row(loss=0.25)]), 1
     )
     guard.check(np.array([row(nonfinite=1, in_a_row=1, norm=np.nan, scale=4), row(nonfinite=1, in_a_row=2)]), 5)
-    with pytest.raises(TrainingDiverged, match="3 non-finite updates in a row, the last good one: update 4"):
+    with pytest.raises(TrainingDiverged, match="3 non-finite steps in a row, the last good one: step 4"):
         guard.check(np.array([row(nonfinite=1, in_a_row=3)]), 7)
     assert "0.25" in caplog.text and "(good)" in caplog.text and "nan" in caplog.text
 

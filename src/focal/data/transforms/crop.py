@@ -1,4 +1,4 @@
-"""Crops: the random resized crop of training, and the resize with centre crop of evaluation."""
+"""The random resized crop of training, and the resize and centre crop of evaluation."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def draw_interpolation(interpolation: str, rng: np.random.Generator) -> Image.Re
 
 
 def draw_crop(
-    width: int, height: int, scale: tuple[float, float], aspect: tuple[float, float], rng: np.random.Generator
+    width: int, height: int, scale: tuple[float, ...], aspect: tuple[float, ...], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A random box (left, top, right, bottom) as in the Inception networks and timm.
+    """Draw a box (left, top, right, bottom) as for the Inception networks and in timm.
+
+    Ten attempts are made to draw a box that fits; then it is the largest centred box with an aspect in the range.
 
     Args:
         width, height: of the image, in pixels.
-        scale: range of the box's area over the image's, uniform.
-        aspect: range of the box's width over its height, uniform in the logarithm.
-
-    Ten tries for a box that fits; then the largest centred box whose aspect lies in the range.
+        scale: lowest and highest fraction of the image's area; uniform.
+        aspect: lowest and highest ratio of width to height; uniform in the logarithm.
     """
     area = width * height
     for _ in range(_ATTEMPTS):
-        target_area = rng.uniform(*scale) * area
+        target_area = rng.uniform(scale[0], scale[1]) * area
         ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
         box_width = round(math.sqrt(target_area * ratio))
         box_height = round(math.sqrt(target_area / ratio))
@@ -43,7 +43,7 @@ def draw_crop(
     return _centre_box(width, height, aspect)
 
 
-def _centre_box(width: int, height: int, aspect: tuple[float, float]) -> tuple[int, int, int, int]:
+def _centre_box(width: int, height: int, aspect: tuple[float, ...]) -> tuple[int, int, int, int]:
     box_width, box_height = width, height
     if width / height < aspect[0]:
         box_height = min(height, round(width / aspect[0]))
@@ -56,30 +56,31 @@ def _centre_box(width: int, height: int, aspect: tuple[float, float]) -> tuple[i
 def resized_crop(
     image: Image.Image, box: tuple[int, int, int, int], image_hw: tuple[int, int], resample: Image.Resampling
 ) -> Image.Image:
-    """Crop, then resize to (height, width). In this order the filter sees no pixel outside the box, as in timm."""
+    """Crop, then resize to (height, width); as in timm, the filter sees no pixel outside the box."""
     return image.crop(box).resize((image_hw[1], image_hw[0]), resample)
 
 
 def eval_crop(
     image: Image.Image, image_hw: tuple[int, int], crop_ratio: float, resample: Image.Resampling
 ) -> Image.Image:
-    """Resize so that the centre crop takes `crop_ratio` of the shorter side, then crop to (height, width).
-
-    Square inputs follow torchvision: shorter side to int(side / crop_ratio), the longer one truncated. Others follow
-    timm: the smallest scale that covers (height, width) / crop_ratio, sides rounded.
-    """
+    """Resize as `eval_resize` says, then crop the centre to (height, width)."""
     height, width = image_hw
     scaled = eval_resize(image.size, image_hw, crop_ratio)
     if image.size != scaled:
         image = image.resize(scaled, resample)
-    # torchvision's centre: Python's round, half to even.
+    # As torchvision does, with Python's round, which rounds half to even.
     left = round((scaled[0] - width) / 2.0)
     top = round((scaled[1] - height) / 2.0)
     return image.crop((left, top, left + width, top + height))
 
 
 def eval_resize(size: tuple[int, int], image_hw: tuple[int, int], crop_ratio: float) -> tuple[int, int]:
-    """(width, height) to which an image of `size` (width, height) is resized before the centre crop."""
+    """The (width, height) to which an image of `size` (width, height) is resized before the centre crop.
+
+    The crop is then `crop_ratio` of the shorter side. Square crops follow torchvision: the shorter side becomes
+    int(side / crop_ratio), the longer one is truncated. Others follow timm: the smallest scale that covers
+    (height, width) / crop_ratio, with rounded sides.
+    """
     target_height, target_width = (math.floor(side / crop_ratio) for side in image_hw)
     width, height = size
     if target_height == target_width:

@@ -1,7 +1,7 @@
-"""Drop path (stochastic depth, Huang et al. 2016): which residual branches each sample of a batch goes without.
+"""Drop path (stochastic depth, Huang et al. 2016): residual branches are dropped at random, for each sample separately.
 
-Drawn here, on the host, as everything else that is random about a batch: a function of (seed, epoch, batch number), so
-a training resumes to the bit on any device, and the device needs no random operator.
+The choice is made on the host, as a function of (seed, epoch, batch number) like everything random about a batch. So
+training resumes bit for bit on any device, and the device needs no random operator.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import numpy as np
 
 
 def draw_drop_path(rates: Sequence[float], batch: int, rng: np.random.Generator) -> np.ndarray:
-    """Factors on the branches of the residual blocks, two per block (attention, MLP).
+    """Draw the factors by which the residual branches are multiplied, two per block (attention, MLP).
 
     Args:
-        rates: probability of each block that a branch is left out, below 1.
-        batch: samples.
+        rates: for each block, the probability that a branch is dropped, below 1.
+        batch: number of samples.
         rng: source of the numbers.
 
     Returns:
-        float32 (2 * blocks, B): 0 with the block's probability, else 1 / (1 - rate), so that the mean is 1.
+        float32 (2 * blocks, B): 0 with the block's probability, otherwise 1 / (1 - rate), so that the mean is 1.
     """
     rates_M1 = np.repeat(np.asarray(rates, np.float64), 2)[:, None]
     kept_MB = rng.random((len(rates_M1), batch)) >= rates_M1

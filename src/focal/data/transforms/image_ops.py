@@ -1,8 +1,8 @@
-"""The operations of RandAugment on 8-bit RGB Pillow images, with explicit parameters; nothing here is random.
+"""Operations of RandAugment on 8-bit RGB Pillow images that Pillow does not have. Nothing here is random.
 
-Shear and translation move each row (or column) by an offset of its own, so they are one-dimensional interpolations:
-done as such in NumPy they take a third of the time of Pillow's general affine transform, whose taps, weights, borders
-and truncation they repeat.
+Shear and translation shift each row (or column) by some offset, so a one-dimensional interpolation is enough. In NumPy
+this takes a third of the time of Pillow's general affine transform, whose taps, weights, borders and truncation it
+repeats.
 """
 
 from __future__ import annotations
@@ -10,69 +10,29 @@ from __future__ import annotations
 from typing import Callable
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
 Colour = tuple[int, int, int]
 
-# Rows that a shift interpolates at a time: few enough for the intermediate arrays to stay in the processor's cache.
+# Rows that are shifted at a time: few enough for the intermediate arrays to stay in the processor's cache.
 _ROWS = 56
 
 
-def auto_contrast(image: Image.Image) -> Image.Image:
-    """Stretch each channel to 0..255."""
-    return ImageOps.autocontrast(image)
-
-
-def equalize(image: Image.Image) -> Image.Image:
-    """Equalize the histogram of each channel."""
-    return ImageOps.equalize(image)
-
-
-def invert(image: Image.Image) -> Image.Image:
-    """255 - pixel."""
-    return ImageOps.invert(image)
-
-
 def posterize(image: Image.Image, bits: int) -> Image.Image:
-    """Keep the upper `bits` bits, 0..8; 0 gives black, which Pillow's own function refuses from release 12 on."""
+    """Keep the upper `bits` bits, 0..8; 0 gives black, which Pillow's own function refuses since version 12."""
     if bits >= 8:
         return image
     kept = 0xFF & ~(2 ** (8 - bits) - 1)
     return image.point([value & kept for value in range(256)] * 3)
 
 
-def solarize(image: Image.Image, threshold: int) -> Image.Image:
-    """Invert pixels of at least `threshold`, 0..256."""
-    return ImageOps.solarize(image, threshold)
-
-
 def solarize_add(image: Image.Image, add: int) -> Image.Image:
-    """Add to pixels below 128, saturating."""
+    """Add to the pixels below 128, up to 255."""
     return image.point([min(255, value + add) if value < 128 else value for value in range(256)] * 3)
 
 
-def color(image: Image.Image, factor: float) -> Image.Image:
-    """Saturation: 0 grey, 1 unchanged."""
-    return ImageEnhance.Color(image).enhance(factor)
-
-
-def contrast(image: Image.Image, factor: float) -> Image.Image:
-    """Distance from the mean grey: 0 flat, 1 unchanged."""
-    return ImageEnhance.Contrast(image).enhance(factor)
-
-
-def brightness(image: Image.Image, factor: float) -> Image.Image:
-    """0 black, 1 unchanged."""
-    return ImageEnhance.Brightness(image).enhance(factor)
-
-
-def sharpness(image: Image.Image, factor: float) -> Image.Image:
-    """0 smoothed, 1 unchanged, more sharpens."""
-    return ImageEnhance.Sharpness(image).enhance(factor)
-
-
 def rotate(image: Image.Image, degrees: float, resample: Image.Resampling, fill: Colour) -> Image.Image:
-    """Rotate counter-clockwise about the centre; the size stays."""
+    """Rotate counter-clockwise about the centre, without changing the size."""
     return image.rotate(degrees, resample=resample, fillcolor=fill)
 
 
@@ -86,14 +46,14 @@ def shear_y(image: Image.Image, factor: float, resample: Image.Resampling, fill:
     return _transposed(shear_x, image, factor, resample, fill)
 
 
-def translate_x(image: Image.Image, share: float, resample: Image.Resampling, fill: Colour) -> Image.Image:
-    """Output (x, y) shows input (x + share * width, y)."""
-    return _shift_rows(image, np.full(image.height, share * image.width), resample, fill)
+def translate_x(image: Image.Image, fraction: float, resample: Image.Resampling, fill: Colour) -> Image.Image:
+    """Output (x, y) shows input (x + fraction * width, y)."""
+    return _shift_rows(image, np.full(image.height, fraction * image.width), resample, fill)
 
 
-def translate_y(image: Image.Image, share: float, resample: Image.Resampling, fill: Colour) -> Image.Image:
-    """Output (x, y) shows input (x, y + share * height)."""
-    return _transposed(translate_x, image, share, resample, fill)
+def translate_y(image: Image.Image, fraction: float, resample: Image.Resampling, fill: Colour) -> Image.Image:
+    """Output (x, y) shows input (x, y + fraction * height)."""
+    return _transposed(translate_x, image, fraction, resample, fill)
 
 
 def _transposed(
@@ -107,12 +67,12 @@ def _shift_rows(image: Image.Image, shift_H: np.ndarray, resample: Image.Resampl
     """Output (x, y) shows input (x + shift_H[y], y), interpolated along x; beyond the image it shows `fill`."""
     pixels_HWC = np.asarray(image)
     height, width, channels = pixels_HWC.shape
-    # A row moved by more than its width shows nothing of it, however far it went.
+    # A row that is shifted by more than its width has left the image, however far it went.
     shift_H = np.clip(shift_H, -width - 1, width + 1)
     whole_H = np.floor(shift_H).astype(np.int64)
     weights = _tap_weights((shift_H - whole_H).astype(np.float32), resample)
 
-    # Rows with their edge pixels repeated to both sides, so that one slice per row holds all taps of all its outputs.
+    # Repeat the edge pixels on both sides, so that one slice per row holds the taps of all its outputs.
     taps = len(weights)
     left, right = max(-int(whole_H.min()), 0) + taps, max(int(whole_H.max()), 0) + taps
     padded = np.empty((height, left + width + right, channels), dtype=np.uint8)

@@ -1,7 +1,7 @@
 """Mixup (Zhang et al. 2017) and CutMix (Yun et al. 2019) of a batch with its own reverse, as in timm.
 
-Sample i of a batch of B is mixed with sample B - 1 - i. A draw (method and lambda) serves the whole batch (`batch`),
-a pair i, B - 1 - i (`pair`), or one sample (`elem`).
+Sample i of a batch of B is mixed with sample B - 1 - i. The method and lambda are drawn once for the whole batch
+(`mixup_mode: batch`), for each pair i, B - 1 - i (`pair`), or for each sample (`elem`).
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ import numpy as np
 
 from focal.config.schema import AugmentConfig
 
+Box = tuple[int, int, int, int]  # top, left, bottom, right
+
 
 @dataclass(frozen=True)
 class Mix:
-    """What happens to each sample i of a batch: share `lam[i]` stays its own.
+    """How a batch is mixed: sample i keeps the fraction `lam[i]` of itself; the rest comes from its partner.
 
-    `boxes[i]` None: a weighted sum with the partner (nothing where lam is 1); a box (top, left, bottom, right): pasted
-    from the partner, lam being the area outside of it.
+    If `boxes[i]` is None, the two are added with these weights. Otherwise it is a box that is pasted
+    from the partner, and `lam[i]` is the fraction of the area outside of it.
     """
 
     lam: np.ndarray  # float32 (B,)
-    boxes: tuple[Optional[tuple[int, int, int, int]], ...]
+    boxes: tuple[Optional[Box], ...]
 
 
 def draw_mix(augment: AugmentConfig, batch: int, image_hw: tuple[int, int], rng: np.random.Generator) -> Mix:
-    """Draw how a batch of `batch` samples is mixed; an odd number is possible where nothing is."""
+    """Draw how a batch of `batch` samples is mixed; the number may be odd only if mixing is off."""
     if not (augment.mix_up or augment.cutmix):
         return Mix(np.ones(batch, dtype=np.float32), (None,) * batch)
     draws = {"batch": 1, "pair": batch // 2, "elem": batch}[augment.mixup_mode]
@@ -41,8 +43,8 @@ def draw_mix(augment: AugmentConfig, batch: int, image_hw: tuple[int, int], rng:
 
 def _draw_one(
     augment: AugmentConfig, image_hw: tuple[int, int], rng: np.random.Generator
-) -> tuple[float, Optional[tuple[int, int, int, int]]]:
-    """One lambda and, for CutMix, the box it stands for."""
+) -> tuple[float, Optional[Box]]:
+    """Draw one lambda and, for CutMix, its box."""
     if rng.random() >= augment.mixup_prob:
         return 1.0, None
     use_cutmix = augment.cutmix > 0 and (augment.mix_up == 0 or rng.random() < augment.switch_prob)
@@ -55,10 +57,10 @@ def _draw_one(
     return 1.0 - (bottom - top) * (right - left) / (image_hw[0] * image_hw[1]), box
 
 
-def _draw_box(lam: float, image_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A box of share 1 - lam of the image, of its proportions, centred anywhere in it and clipped to it.
+def _draw_box(lam: float, image_hw: tuple[int, int], rng: np.random.Generator) -> Box:
+    """Draw a box with the image's proportions and 1 - lam of its area, centred anywhere in it and clipped to it.
 
-    Its sides are even numbers of pixels, as timm's rand_bbox has them.
+    Its sides are even numbers of pixels, as in timm's rand_bbox.
     """
     ratio = np.sqrt(1.0 - lam)
     spans = []
@@ -71,34 +73,32 @@ def _draw_box(lam: float, image_hw: tuple[int, int], rng: np.random.Generator) -
 
 
 def apply_mix(images: np.ndarray, mix: Mix) -> None:
-    """Mix float32 (B, C, H, W) with its reverse along B, in place. B is even, or no sample is mixed."""
-    batch = len(images)
-    for i in range((batch + 1) // 2):
-        j = batch - 1 - i
-        first, second = images[i], images[j]
+    """Mix images, float32 (B, C, H, W), with their reverse along B, in place."""
+    for i in range(len(images) // 2):
+        j = len(images) - 1 - i
         if mix.lam[i] == 1.0 and mix.lam[j] == 1.0:
             continue
-        # Both of a pair are read before either is written.
-        pasted = [(box, other[:, box[0] : box[2], box[1] : box[3]].copy()) if box else None
-                  for box, other in ((mix.boxes[i], second), (mix.boxes[j], first))]  # fmt: skip
-        difference = second - first if None in pasted else None
-        for image, lam, paste, sign in ((first, mix.lam[i], pasted[0], 1), (second, mix.lam[j], pasted[1], -1)):
-            if paste is not None:
-                (top, left, bottom, right), pixels = paste
-                image[:, top:bottom, left:right] = pixels
-            elif lam != 1.0:
-                # lam * own + (1 - lam) * other = own + (1 - lam) * (other - own)
-                image += np.float32(sign * (1.0 - lam)) * difference
+        original = images[i].copy()
+        _mix_one(images[i], images[j], mix.lam[i], mix.boxes[i])
+        _mix_one(images[j], original, mix.lam[j], mix.boxes[j])
+
+
+def _mix_one(image: np.ndarray, partner: np.ndarray, lam: float, box: Optional[Box]) -> None:
+    if box is not None:
+        top, left, bottom, right = box
+        image[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
+    elif lam != 1.0:
+        image += np.float32(1.0 - lam) * (partner - image)
 
 
 def mixed_targets(labels: np.ndarray, lam: np.ndarray, num_classes: int, smoothing: float) -> np.ndarray:
-    """Targets float32 (B, num_classes), each summing to 1, of int labels (B,) mixed with their reverse.
+    """Targets of int labels (B,) mixed with their reverse: float32 (B, num_classes), each summing to 1.
 
-    Smoothing gives every class smoothing / num_classes and takes it from the label's.
+    Label smoothing gives every class smoothing / num_classes and takes it from the label.
     """
     targets = np.full((len(labels), num_classes), smoothing / num_classes, dtype=np.float32)
     rows = np.arange(len(labels))
-    # Added, not assigned: both labels may be the same class.
+    # Add rather than assign, because both labels may be the same class.
     targets[rows, labels] += (1.0 - smoothing) * lam
     targets[rows, labels[::-1]] += (1.0 - smoothing) * (1.0 - lam)
     return targets

@@ -1,22 +1,22 @@
 """RandAugment (Cubuk et al. 2019) in timm's variant and grammar: rand-m9-n2-mstd0.5-inc1-p0.5-w0.
 
 m     magnitude on a scale of 0 to 10 (default 10)
-n     operations per image (2)
-mstd  standard deviation of the magnitude, drawn per operation and clipped to 0..10 (0); over 100: uniform in 0..m
-inc   1: the set whose severity always grows with magnitude (0)
-p     probability that a chosen operation is applied (0.5)
-w     0: choose by timm's first table of weights, without repetition; not given: evenly, with repetition
+n     operations per image (default 2)
+mstd  standard deviation of the magnitude, which is drawn per operation and clipped to 0..10 (default 0); above 100 the
+      magnitude is uniform in 0..m
+inc   1: use the set of operations whose severity always grows with the magnitude (default 0)
+p     probability that a chosen operation is applied (default 0.5)
+w     0: choose operations by timm's first table of weights, without replacement; by default evenly, with replacement
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
 from focal.config.schema import ConfigError
 from focal.data.transforms import image_ops
@@ -27,7 +27,7 @@ _MAX_LEVEL = 10.0
 
 @dataclass(frozen=True)
 class Policy:
-    """A parsed `auto_augment` string; fields as in the grammar above."""
+    """A parsed `auto_augment` string, see the grammar above."""
 
     magnitude: float = _MAX_LEVEL
     layers: int = 2
@@ -41,16 +41,15 @@ def parse_policy(text: str) -> Policy:
     """Parse a `rand-...` string.
 
     Raises:
-        ConfigError: unknown part or value out of range.
+        ConfigError: a part is unknown or its value out of range.
     """
     head, *parts = text.split("-")
     fields: dict[str, Any] = {}
     for part in parts:
         match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
-        parse = _GRAMMAR.get(match.group(1)) if match else None
-        if parse is None:
+        if match is None or match.group(1) not in _GRAMMAR:
             raise ConfigError(f"auto_augment: unknown part {part!r} of {text!r}; known are m, n, mstd, inc, p, w")
-        name, convert, low, high = parse
+        name, convert, low, high = _GRAMMAR[match.group(1)]
         value = float(match.group(2))
         if not low <= value <= high or (convert is not float and value != int(value)):
             raise ConfigError(
@@ -62,7 +61,7 @@ def parse_policy(text: str) -> Policy:
     return Policy(**fields)
 
 
-# Letters -> (field, type, least, most).
+# Letters -> (field, type, lowest value, highest value).
 _GRAMMAR: dict[str, tuple[str, Callable[[float], Any], float, float]] = {
     "m": ("magnitude", float, 0, 10),
     "n": ("layers", int, 1, 13),
@@ -72,101 +71,67 @@ _GRAMMAR: dict[str, tuple[str, Callable[[float], Any], float, float]] = {
     "w": ("weighted", lambda _: True, 0, 0),
 }
 
+# From magnitude / 10 and sign (+1 or -1) to the argument of an operation, as timm's level functions.
+_Level = Callable[[float, int], float]
+
 
 @dataclass(frozen=True)
 class Operation:
     """One row of the table of operations.
 
     Args:
-        apply: function of image_ops.
-        argument: (magnitude 0..10, sign +1 or -1) -> its argument; None: it takes none.
-        geometric: it moves pixels, so it also takes an interpolation and a fill colour.
-        weight: for w0.
+        apply: the function, of Pillow or image_ops.
+        argument: gives its argument; None if it takes none.
+        weight: probability of being chosen under w0.
+        increasing: takes the place of `argument` under inc1.
+        geometric: whether `apply` moves pixels, and so also takes an interpolation and a fill colour.
     """
 
     apply: Callable[..., Image.Image]
-    argument: Optional[Callable[[float, int], float]]
+    argument: Optional[_Level]
+    weight: float
+    increasing: Optional[_Level] = None
     geometric: bool = False
-    weight: float = 0.0
 
 
-# Magnitude and sign -> argument, as timm's level functions. Not lambdas: a worker process must be able to receive them.
+def _enhancement(enhancer: Callable[[Image.Image], Any], weight: float) -> Operation:
+    """The operation that applies one of Pillow's ImageEnhance classes."""
+    return Operation(
+        lambda image, factor: enhancer(image).enhance(factor),
+        lambda m, sign: m * 1.8 + 0.1,
+        weight,
+        increasing=lambda m, sign: max(0.1, 1.0 + sign * m * 0.9),
+    )
 
 
-def _signed(most: float, level: float, sign: int) -> float:
-    return sign * level / _MAX_LEVEL * most
-
-
-def _enhance(level: float, sign: int) -> float:
-    return level / _MAX_LEVEL * 1.8 + 0.1
-
-
-def _enhance_increasing(level: float, sign: int) -> float:
-    return max(0.1, 1.0 + sign * level / _MAX_LEVEL * 0.9)
-
-
-def _posterize_bits(level: float, sign: int) -> int:
-    return int(level / _MAX_LEVEL * 4)
-
-
-def _posterize_bits_increasing(level: float, sign: int) -> int:
-    return 4 - _posterize_bits(level, sign)
-
-
-def _solarize_threshold(level: float, sign: int) -> int:
-    return min(256, int(level / _MAX_LEVEL * 256))
-
-
-def _solarize_threshold_increasing(level: float, sign: int) -> int:
-    return 256 - _solarize_threshold(level, sign)
-
-
-def _solarize_amount(level: float, sign: int) -> int:
-    return min(128, int(level / _MAX_LEVEL * 110))
-
-
-_COMMON_BEFORE = {
-    "AutoContrast": Operation(image_ops.auto_contrast, None, weight=0.025),
-    "Equalize": Operation(image_ops.equalize, None, weight=0.005),
-    "Invert": Operation(image_ops.invert, None, weight=0.0),
-    "Rotate": Operation(image_ops.rotate, partial(_signed, 30.0), True, weight=0.3),
-}
-_COMMON_AFTER = {
-    "ShearX": Operation(image_ops.shear_x, partial(_signed, 0.3), True, weight=0.2),
-    "ShearY": Operation(image_ops.shear_y, partial(_signed, 0.3), True, weight=0.2),
-    "TranslateXRel": Operation(image_ops.translate_x, partial(_signed, 0.45), True, weight=0.1),
-    "TranslateYRel": Operation(image_ops.translate_y, partial(_signed, 0.45), True, weight=0.1),
-}
-_SOLARIZE_ADD = Operation(image_ops.solarize_add, _solarize_amount, weight=0.005)
-
+# The order of the rows is part of what a seed means.
 OPERATIONS: dict[str, Operation] = {
-    **_COMMON_BEFORE,
-    "Posterize": Operation(image_ops.posterize, _posterize_bits, weight=0.0),
-    "Solarize": Operation(image_ops.solarize, _solarize_threshold, weight=0.005),
-    "SolarizeAdd": _SOLARIZE_ADD,
-    "Color": Operation(image_ops.color, _enhance, weight=0.025),
-    "Contrast": Operation(image_ops.contrast, _enhance, weight=0.005),
-    "Brightness": Operation(image_ops.brightness, _enhance, weight=0.005),
-    "Sharpness": Operation(image_ops.sharpness, _enhance, weight=0.025),
-    **_COMMON_AFTER,
+    "AutoContrast": Operation(ImageOps.autocontrast, None, 0.025),
+    "Equalize": Operation(ImageOps.equalize, None, 0.005),
+    "Invert": Operation(ImageOps.invert, None, 0.0),
+    "Rotate": Operation(image_ops.rotate, lambda m, sign: sign * m * 30.0, 0.3, geometric=True),
+    "Posterize": Operation(image_ops.posterize, lambda m, _: int(m * 4), 0.0, lambda m, _: 4 - int(m * 4)),
+    "Solarize": Operation(ImageOps.solarize, lambda m, _: int(m * 256), 0.005, lambda m, _: 256 - int(m * 256)),
+    "SolarizeAdd": Operation(image_ops.solarize_add, lambda m, _: int(m * 110), 0.005),
+    "Color": _enhancement(ImageEnhance.Color, 0.025),
+    "Contrast": _enhancement(ImageEnhance.Contrast, 0.005),
+    "Brightness": _enhancement(ImageEnhance.Brightness, 0.005),
+    "Sharpness": _enhancement(ImageEnhance.Sharpness, 0.025),
+    "ShearX": Operation(image_ops.shear_x, lambda m, sign: sign * m * 0.3, 0.2, geometric=True),
+    "ShearY": Operation(image_ops.shear_y, lambda m, sign: sign * m * 0.3, 0.2, geometric=True),
+    "TranslateXRel": Operation(image_ops.translate_x, lambda m, sign: sign * m * 0.45, 0.1, geometric=True),
+    "TranslateYRel": Operation(image_ops.translate_y, lambda m, sign: sign * m * 0.45, 0.1, geometric=True),
 }
 
 INCREASING_OPERATIONS: dict[str, Operation] = {
-    **_COMMON_BEFORE,
-    "PosterizeIncreasing": Operation(image_ops.posterize, _posterize_bits_increasing, weight=0.0),
-    "SolarizeIncreasing": Operation(image_ops.solarize, _solarize_threshold_increasing, weight=0.005),
-    "SolarizeAdd": _SOLARIZE_ADD,
-    "ColorIncreasing": Operation(image_ops.color, _enhance_increasing, weight=0.025),
-    "ContrastIncreasing": Operation(image_ops.contrast, _enhance_increasing, weight=0.005),
-    "BrightnessIncreasing": Operation(image_ops.brightness, _enhance_increasing, weight=0.005),
-    "SharpnessIncreasing": Operation(image_ops.sharpness, _enhance_increasing, weight=0.025),
-    **_COMMON_AFTER,
+    f"{name}Increasing" if row.increasing else name: replace(row, argument=row.increasing or row.argument)
+    for name, row in OPERATIONS.items()
 }
 
 
 @dataclass(frozen=True)
 class DrawnOperation:
-    """An operation that will be applied, and everything it needs to know."""
+    """An operation that will be applied, with its random choices made."""
 
     name: str
     magnitude: float
@@ -179,21 +144,25 @@ class RandAugment:
 
     Args:
         policy: from `parse_policy`.
-        interpolation: bicubic, bilinear or random (drawn per operation), for the geometric operations.
-        image_mean: per channel, of pixels in 0..1: the colour of what a geometric operation leaves empty.
+        interpolation: of the geometric operations: bicubic, bilinear, or random (drawn per operation).
+        image_mean: mean per channel of pixels in 0..1; geometric operations fill empty regions with this colour.
     """
 
     def __init__(self, policy: Policy, interpolation: str, image_mean: tuple[float, ...]) -> None:
         self._policy = policy
         self._interpolation = interpolation
         self._fill = tuple(min(255, round(255 * mean)) for mean in image_mean)
-        self._operations = INCREASING_OPERATIONS if policy.increasing else OPERATIONS
-        self._names = tuple(self._operations)
-        weights = np.array([operation.weight for operation in self._operations.values()])
+        operations = self._operations()
+        self._names = tuple(operations)
+        weights = np.array([operation.weight for operation in operations.values()])
         self._choice: dict[str, Any] = {"p": weights / weights.sum(), "replace": False} if policy.weighted else {}
 
+    def _operations(self) -> dict[str, Operation]:
+        """Looked up rather than stored, because a worker process cannot be sent the table's lambdas."""
+        return INCREASING_OPERATIONS if self._policy.increasing else OPERATIONS
+
     def draw(self, rng: np.random.Generator) -> list[DrawnOperation]:
-        """The operations for one image; those that lost their toss are left out."""
+        """Draw the operations to apply to one image."""
         policy = self._policy
         drawn = []
         for choice in rng.choice(len(self._names), policy.layers, **self._choice):
@@ -214,12 +183,13 @@ class RandAugment:
         return policy.magnitude
 
     def apply(self, image: Image.Image, drawn: list[DrawnOperation]) -> Image.Image:
-        """Apply drawn operations in their order."""
+        """Apply drawn operations in order."""
+        operations = self._operations()
         for entry in drawn:
-            operation = self._operations[entry.name]
+            operation = operations[entry.name]
             arguments: list[Any] = []
             if operation.argument is not None:
-                arguments.append(operation.argument(entry.magnitude, entry.sign))
+                arguments.append(operation.argument(entry.magnitude / _MAX_LEVEL, entry.sign))
             if operation.geometric:
                 arguments += [entry.resample, self._fill]
             image = operation.apply(image, *arguments)

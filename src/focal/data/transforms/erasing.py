@@ -6,18 +6,21 @@ import math
 
 import numpy as np
 
-_AREA = (0.02, 1 / 3)  # of a rectangle over the image's, before division by the number of rectangles
-_ASPECT = (0.3, 1 / 0.3)  # height over width, uniform in the logarithm
+_AREA = (0.02, 1 / 3)  # fraction of the image, before division by the number of rectangles
+_ASPECT = (0.3, 1 / 0.3)  # ratio of height to width, uniform in the logarithm
 _ATTEMPTS = 10
 
 
 def draw_erasures(
     height: int, width: int, prob: float, count: int, rng: np.random.Generator
 ) -> list[tuple[int, int, int, int]]:
-    """Rectangles (top, left, bottom, right) to erase; none with probability 1 - prob.
+    """Draw the rectangles (top, left, bottom, right) to erase.
 
     Args:
-        count: the most rectangles; their number is uniform in 1 .. count, and their area is divided by it.
+        height, width: of the image, in pixels.
+        prob: probability that there are any.
+        count: their number is uniform in 1 .. count, and the area of each is divided by it.
+        rng: source of the numbers.
     """
     if rng.random() >= prob:
         return []
@@ -37,17 +40,18 @@ def draw_erasures(
 
 
 def erase(image: np.ndarray, rectangles: list[tuple[int, int, int, int]], mode: str, rng: np.random.Generator) -> None:
-    """Erase rectangles of `image`, normalised float32 (C, H, W), in place.
+    """Fill rectangles of `image`, normalised float32 (C, H, W), in place.
 
     Args:
-        mode: const: zeros, the mean colour; rand: one normal colour per rectangle; pixel: normal noise per pixel.
+        mode: const fills with zeros, the mean colour; rand with one normally distributed colour per rectangle; pixel
+            with normally distributed noise.
     """
     channels = image.shape[0]
     for top, left, bottom, right in rectangles:
+        erased = image[:, top:bottom, left:right]
         if mode == "pixel":
-            fill = rng.standard_normal((channels, bottom - top, right - left), dtype=np.float32)
+            erased[:] = rng.standard_normal(erased.shape, dtype=np.float32)
         elif mode == "rand":
-            fill = rng.standard_normal((channels, 1, 1), dtype=np.float32)
+            erased[:] = rng.standard_normal((channels, 1, 1), dtype=np.float32)
         else:
-            fill = np.float32(0)
-        image[:, top:bottom, left:right] = fill
+            erased[:] = 0

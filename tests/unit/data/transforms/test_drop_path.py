@@ -1,4 +1,4 @@
-"""Drop path's factors: rate, scale, and that they are a function of seed, epoch and batch alone."""
+"""Drop path factors have the right rate and scale, and depend on seed, epoch and batch number alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_factors_are_zero_at_the_rate_and_keep_the_mean() -> None:
     assert factors.shape == (6, 20_000) and factors.dtype == np.float32
     for row, rate in zip(factors, np.repeat(rates, 2)):
         assert set(np.unique(row)) <= {0.0, np.float32(1 / (1 - rate))}
-        # five standard deviations of a binomial
+        # Five standard deviations of a binomial distribution.
         assert abs((row == 0).mean() - rate) <= 5 * np.sqrt(rate * (1 - rate) / len(row))
 
 
@@ -30,13 +30,13 @@ def test_rows_and_samples_are_independent() -> None:
     assert abs((kept[:, 1:] == kept[:, :-1]).mean() - 0.5) < 5 * 0.5 / np.sqrt(4 * 40_000)
 
 
-def test_each_batch_of_each_rank_epoch_and_seed_has_factors_of_its_own(
+def test_factors_differ_between_batches_ranks_epochs_and_seeds(
     image_folder: Path, make_config: Callable[..., Config]
 ) -> None:
     def draw(seed: int, rank: int, epoch: int, step: int) -> bytes:
         config = make_config(batch_size=2, seed=seed, drop_path_rate=0.5)
         data = TrainData(config, check_data(config, str(image_folder)), rank, 2)
-        return data.batches.load(epoch, step)[2].tobytes()
+        return data.load_batch(epoch, step)[2].tobytes()
 
     places = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
     drawn = [draw(*place) for place in places]

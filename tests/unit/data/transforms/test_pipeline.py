@@ -1,4 +1,4 @@
-"""The whole order of operations, and that every setting of it takes effect."""
+"""The transforms are applied in their order, and every setting takes effect."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from PIL import Image
 
 from focal.config.schema import Config
 from focal.data import EvalData, TrainData, check_data, load_eval_image
-from focal.errors import UserError
 
+Load = Callable[..., tuple[np.ndarray, np.ndarray]]  # settings -> images and targets
 PLAIN = {"auto_augment": "none", "color_jitter": 0.0, "re_prob": 0.0, "mix_up": 0.0, "cutmix": 0.0, "hflip": 0.0,
          "crop_scale": (1.0, 1.0), "crop_aspect": (1.2, 1.2), "label_smoothing": 0.0}  # fmt: skip
 
 
 @pytest.fixture
-def load(image_folder: Path, make_config: Callable[..., Config]) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """First training batch with the settings given."""
+def load(image_folder: Path, make_config: Callable[..., Config]) -> Load:
+    """Makes the first training batch with the given settings."""
 
     def first_batch(**changes: Any) -> tuple[np.ndarray, np.ndarray]:
         config = make_config(**changes)
-        images, targets, _, _ = TrainData(config, check_data(config, str(image_folder))).batches.load(0, 0)
+        images, targets, _, _ = TrainData(config, check_data(config, str(image_folder))).load_batch(0, 0)
         return images, targets
 
     return first_batch
@@ -34,14 +34,14 @@ def _normalized(pixels_HWC: np.ndarray) -> np.ndarray:
     return ((pixels_HWC / 255 - mean) / std).transpose(2, 0, 1)
 
 
-def test_plain_training_batch_is_resized_normalised_images(
-    image_folder: Path, make_config: Callable[..., Config], load: Callable[..., tuple[np.ndarray, np.ndarray]]
+def test_without_augmentation_a_batch_is_resized_and_normalised_images(
+    image_folder: Path, make_config: Callable[..., Config], load: Load
 ) -> None:
     config = make_config(**PLAIN)
     layout = check_data(config, str(image_folder))
     data = TrainData(config, layout)
     images, targets = load(**PLAIN)
-    for image, target, index in zip(images, targets, data.batches.indices(0, 0).tolist()):
+    for image, target, index in zip(images, targets, data.sampler.indices(0, 0).tolist()):
         # The images are 48 x 40, of aspect 1.2: the crop is the whole image.
         whole = Image.open(layout.train.name(index)).resize((32, 32), Image.Resampling.BICUBIC)
         np.testing.assert_allclose(image, _normalized(np.asarray(whole)), atol=1e-5)
@@ -55,7 +55,7 @@ def test_plain_training_batch_is_resized_normalised_images(
      {"cutmix": 1.0}, {"image_mean": (0.5, 0.5, 0.5)}, {"image_std": (0.5, 0.5, 0.5)}, {"seed": 1}],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
-def test_setting_changes_pixels(change: dict[str, Any], load: Callable[..., tuple[np.ndarray, np.ndarray]]) -> None:
+def test_every_setting_changes_pixels(change: dict[str, Any], load: Load) -> None:
     assert not np.allclose(load(**PLAIN)[0], load(**{**PLAIN, **change})[0], atol=1e-3)
 
 
@@ -66,26 +66,26 @@ def test_setting_changes_pixels(change: dict[str, Any], load: Callable[..., tupl
      ({"mix_up": 0.8}, {"mixup_mode": "elem"}), ({"mix_up": 0.8}, {"mixup_mode": "pair"}),
      ({"mix_up": 0.8}, {"mix_up": 0.1})],
 )  # fmt: skip
-def test_setting_changes_pixels_where_what_it_sets_is_on(
-    base: dict[str, Any], change: dict[str, Any], load: Callable[..., tuple[np.ndarray, np.ndarray]]
+def test_every_dependent_setting_changes_pixels_if_its_transform_is_on(
+    base: dict[str, Any], change: dict[str, Any], load: Load
 ) -> None:
     base = {**PLAIN, **base}
     assert not np.allclose(load(**base)[0], load(**{**base, **change})[0], atol=1e-3)
 
 
-def test_color_jitter_is_only_without_auto_augment(load: Callable[..., tuple[np.ndarray, np.ndarray]]) -> None:
+def test_color_jitter_is_ignored_with_auto_augment(load: Load) -> None:
     assert (load(color_jitter=0.0)[0] == load(color_jitter=0.9)[0]).all()
 
 
-def test_label_smoothing_and_batch_shape(load: Callable[..., tuple[np.ndarray, np.ndarray]]) -> None:
+def test_batch_has_the_configured_shape_and_label_smoothing(load: Load) -> None:
     images, targets = load(batch_size=6, image_size=(24, 40), label_smoothing=0.3)
     assert images.shape == (6, 3, 24, 40) and images.dtype == np.float32 and images.flags.c_contiguous
     np.testing.assert_allclose(targets.min(axis=1), 0.1, atol=1e-6)
     np.testing.assert_allclose(targets.sum(axis=1), 1.0, atol=1e-6)
 
 
-def test_erasing_comes_before_mixing(load: Callable[..., tuple[np.ndarray, np.ndarray]]) -> None:
-    """Zeros of an erased rectangle show the partner through after Mixup; erased later they would be zero."""
+def test_erasing_comes_before_mixing(load: Load) -> None:
+    """Mixup adds the partner to the zeros of an erased rectangle; if erased after mixing, they would stay zero."""
     erased = load(**{**PLAIN, "re_prob": 1.0, "re_mode": "const"})[0]
     mixed = load(**{**PLAIN, "re_prob": 1.0, "re_mode": "const", "mix_up": 0.8})[0]
     holes = (erased == 0).all(axis=1) & ~(erased[::-1] == 0).all(axis=1)
@@ -98,7 +98,7 @@ def test_evaluation_image_is_the_same_alone_and_in_a_batch(
 ) -> None:
     config = make_config(crop_ratio=0.8)
     layout = check_data(config, str(image_folder))
-    images, labels, valid, _ = EvalData(config, layout).batches[1]
+    images, labels, valid, _ = EvalData(config, layout).load_batch(1)
     assert labels.tolist() == [0, 1, 1, 1] and valid.tolist() == [1, 1, 1, 1]
     for place in range(4):
         alone = load_eval_image(layout.val.name(4 + place), config)
@@ -109,7 +109,7 @@ def test_evaluation_image_is_the_same_alone_and_in_a_batch(
 
 
 @pytest.mark.parametrize("change", [{"crop_ratio": 0.6}, {"interpolation": "bilinear"}])
-def test_evaluation_settings_take_effect(
+def test_every_evaluation_setting_changes_pixels(
     image_folder: Path, make_config: Callable[..., Config], change: dict[str, Any]
 ) -> None:
     path = str(image_folder / "val" / "a" / "000.jpg")
@@ -117,18 +117,3 @@ def test_evaluation_settings_take_effect(
     assert not np.allclose(
         load_eval_image(path, make_config(**base)), load_eval_image(path, make_config(**{**base, **change}))
     )
-
-
-def test_unreadable_single_image_is_a_user_error(tmp_path: Path, make_config: Callable[..., Config]) -> None:
-    (tmp_path / "x.jpg").write_text("text")
-    for name in ("x.jpg", "none.jpg"):
-        with pytest.raises(UserError, match=name):
-            load_eval_image(str(tmp_path / name), make_config())
-
-
-def test_too_few_images_for_a_batch_on_every_rank(image_folder: Path, make_config: Callable[..., Config]) -> None:
-    layout = check_data(make_config(), str(image_folder))
-    with pytest.raises(UserError, match="at most 2"):
-        TrainData(make_config(), layout, rank=0, world_size=8)
-    with pytest.raises(UserError, match="use at most 22 devices"):
-        TrainData(make_config(), layout, rank=0, world_size=23)

@@ -1,4 +1,4 @@
-"""Random erasing: how often, how much, with what."""
+"""Random erasing: how often, how much of the image, and what it is filled with."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from focal.data.randomness import SAMPLE, generator
-from focal.data.transforms.random_erasing import draw_erasures, erase
+from focal.data.sampler import SAMPLE, generator
+from focal.data.transforms.erasing import draw_erasures, erase
 
 
-def _draw(prob: float, count: int = 1, images: int = 4000) -> list[list[tuple[int, int, int, int]]]:
+def _draw(prob: float, count: int = 1, images: int = 2000) -> list[list[tuple[int, int, int, int]]]:
     return [draw_erasures(224, 224, prob, count, generator(0, 0, index, SAMPLE)) for index in range(images)]
 
 
-def test_share_of_erased_images() -> None:
+def test_fraction_of_erased_images_is_the_probability() -> None:
     erased = sum(bool(rectangles) for rectangles in _draw(0.25))
-    assert stats.binomtest(erased, 4000, 0.25).pvalue > 1e-3
+    assert stats.binomtest(erased, 2000, 0.25).pvalue > 1e-3
     assert not any(_draw(0.0))
 
 
@@ -42,7 +42,7 @@ def test_several_rectangles_share_the_area() -> None:
 
 
 @pytest.mark.parametrize("mode", ("const", "rand", "pixel"))
-def test_fill(mode: str) -> None:
+def test_each_mode_fills_only_the_rectangle_with_its_values(mode: str) -> None:
     image = np.full((3, 224, 224), 9.0, dtype=np.float32)
     erase(image, [(20, 40, 120, 200)], mode, generator(0, 0, 0, SAMPLE))
     inside = image[:, 20:120, 40:200]

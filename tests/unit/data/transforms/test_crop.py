@@ -1,4 +1,4 @@
-"""Crops: statistics of the random one, pixels of both against Pillow called directly."""
+"""The random crop follows its distribution; the pixels of both crops equal those of direct calls to Pillow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_sample_image
 
-from focal.data.randomness import SAMPLE, generator
+from focal.data.sampler import SAMPLE, generator
 from focal.data.transforms.crop import draw_crop, draw_interpolation, eval_crop, eval_resize, resized_crop
 
 SCALE, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -36,7 +36,7 @@ def test_boxes_fit_and_have_area_and_aspect_in_range() -> None:
 
 
 def test_area_and_logarithm_of_aspect_are_uniform_where_all_boxes_fit() -> None:
-    # Areas up to 0.5 of a square always fit, so no try is refused and the draws are seen as they are.
+    # Areas up to half of a square always fit, so no attempt is refused and every draw is seen.
     boxes = np.array([draw_crop(1000, 1000, (0.1, 0.5), ASPECT, generator(1, 0, i, SAMPLE)) for i in range(3000)])
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert stats.kstest(width * height / 1e6, stats.uniform(0.1, 0.4).cdf).pvalue > 1e-3
@@ -51,7 +51,7 @@ def test_area_and_logarithm_of_aspect_are_uniform_where_all_boxes_fit() -> None:
     ("size", "box"),
     [((1000, 50), (466, 0, 533, 50)), ((50, 1000), (0, 466, 50, 533)), ((40, 40), (0, 0, 40, 40))],
 )
-def test_centre_box_where_ten_tries_fail(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
+def test_centre_box_is_used_after_ten_failed_attempts(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
     # An area of 1.0 never fits with another aspect than the image's.
     found = {draw_crop(*size, (1.0, 1.0), (0.75, 4 / 3) if size[0] != size[1] else (0.9, 0.95), generator(0, 0, i, 1))
              for i in range(20)}  # fmt: skip
@@ -68,7 +68,7 @@ def test_resized_crop_is_crop_then_resize(photo: Image.Image) -> None:
     assert resized_crop(photo, box, (32, 48), BICUBIC).tobytes() == expected.tobytes()
 
 
-def test_random_interpolation_is_even() -> None:
+def test_random_interpolation_picks_both_filters_equally_often() -> None:
     bicubic = sum(draw_interpolation("random", generator(0, 0, i, SAMPLE)) == BICUBIC for i in range(2000))
     assert stats.binomtest(bicubic, 2000, 0.5).pvalue > 1e-3
     assert draw_interpolation("bilinear", generator(0, 0, 0, SAMPLE)) == Image.Resampling.BILINEAR

@@ -1,4 +1,4 @@
-"""Each operation of RandAugment against Pillow's own (fixed arguments, real photograph-like pixels)."""
+"""Each operation of RandAugment does what Pillow does, with fixed arguments on a photograph."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAGNITUDES = (0.5, 5.0, 9.0, 10.0)
 
 @pytest.fixture(scope="module")
 def photo() -> Image.Image:
-    """A crop of a photograph, 203 x 161: primes, so that no shift ends on a pixel's edge, where a last bit decides."""
+    """A photograph of 203 x 161 pixels: primes, so that no shift ends on a pixel's edge, where rounding decides."""
     return Image.fromarray(load_sample_image("china.jpg")[100:261, 50:253])
 
 
@@ -82,7 +82,7 @@ for _name in ("Color", "Contrast", "Brightness", "Sharpness"):
     )
 
 
-def test_sets_hold_fifteen_operations_each_all_of_them_compared() -> None:
+def test_both_sets_hold_fifteen_operations_which_are_all_compared_below() -> None:
     assert len(OPERATIONS) == len(INCREASING_OPERATIONS) == 15
     assert set(OPERATIONS) | set(INCREASING_OPERATIONS) == set(EXACT) | set(GEOMETRIC)
 
@@ -101,18 +101,18 @@ def test_colour_operations_equal_pillow(photo: Image.Image, name: str, sign: int
 @pytest.mark.parametrize("resample", (BILINEAR, BICUBIC))
 @pytest.mark.parametrize("sign", (1, -1))
 @pytest.mark.parametrize("name", GEOMETRIC)
-def test_geometric_operations_follow_pillow(
+def test_geometric_operations_equal_pillow_to_one_level(
     photo: Image.Image, name: str, sign: int, resample: Image.Resampling
 ) -> None:
     for magnitude in MAGNITUDES:
         expected = np.asarray(GEOMETRIC[name](photo, magnitude, sign, resample)).astype(int)
         difference = np.abs(_apply(photo, name, magnitude, sign, resample) - expected)
-        # Far inside the 2 of 255 that the recipe needs: single against double precision before truncation.
+        # Well within the 2 of 255 that the recipe allows; single instead of double precision before truncation.
         assert difference.mean() < 0.1, f"magnitude {magnitude}"
         assert difference.max() <= 1, f"magnitude {magnitude}"
 
 
-def test_shear_beyond_the_image_is_all_fill(photo: Image.Image) -> None:
+def test_translation_beyond_the_image_leaves_only_the_fill_colour(photo: Image.Image) -> None:
     moved = np.asarray(image_ops.translate_x(photo, 1.5, BICUBIC, FILL))
     assert (moved == FILL).all()
 

@@ -1,4 +1,4 @@
-"""What check_data accepts, and the one line it says about what it refuses."""
+"""What check_data finds in a data folder, and the one line with which it refuses one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Callable
 import pytest
 
 from focal.config.schema import Config
-from focal.data import check_data
-from focal.data.folder import find_class_names
+from focal.data import check_data, find_class_names
 from focal.errors import UserError
+
+MakeConfig = Callable[..., Config]
 
 
 @pytest.fixture
@@ -26,41 +27,43 @@ def _refusal(config: Config, folder: Path, **arguments: object) -> str:
     return str(caught.value)
 
 
-def test_labels_follow_sorted_class_names(image_folder: Path, make_config: Callable[..., Config]) -> None:
+def test_labels_follow_sorted_class_names(image_folder: Path, make_config: MakeConfig) -> None:
     layout = check_data(make_config(), str(image_folder))
     assert layout.class_names == ("a", "b", "c")
     assert layout.train.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 6
     assert layout.val.name(5) == str(image_folder / "val" / "b" / "000.jpg")
 
 
-def test_folder_imagenet_inside(image_folder: Path, tmp_path: Path, make_config: Callable[..., Config]) -> None:
+def test_splits_are_found_in_a_folder_called_imagenet(
+    image_folder: Path, tmp_path: Path, make_config: MakeConfig
+) -> None:
     shutil.copytree(image_folder, tmp_path / "imagenet")
     assert len(check_data(make_config(), str(tmp_path)).train) == 22
 
 
-def test_missing_folder_names_what_was_looked_for(tmp_path: Path, make_config: Callable[..., Config]) -> None:
+def test_error_about_a_missing_folder_names_what_was_looked_for(tmp_path: Path, make_config: MakeConfig) -> None:
     assert "is not a folder" in _refusal(make_config(), tmp_path / "nowhere")
     message = _refusal(make_config(), tmp_path)
     for wanted in ("train/", "val/", "imagenet/train", "imagenet/val"):
         assert wanted in message
 
 
-def test_empty_class(own_folder: Path, make_config: Callable[..., Config]) -> None:
+def test_class_without_images_is_refused(own_folder: Path, make_config: MakeConfig) -> None:
     (own_folder / "train" / "empty").mkdir()
     (own_folder / "train" / "empty" / "notes.txt").write_text("no image")
     assert "class 'empty'" in _refusal(make_config(num_classes=4), own_folder)
 
 
-def test_class_in_val_that_train_lacks(own_folder: Path, make_config: Callable[..., Config]) -> None:
+def test_class_that_is_in_val_but_not_in_train_is_refused(own_folder: Path, make_config: MakeConfig) -> None:
     (own_folder / "val" / "c").rename(own_folder / "val" / "dog")
     assert "class 'dog'" in _refusal(make_config(), own_folder)
 
 
-def test_num_classes_mismatch_says_the_right_number(image_folder: Path, make_config: Callable[..., Config]) -> None:
+def test_error_about_num_classes_gives_the_right_number(image_folder: Path, make_config: MakeConfig) -> None:
     assert "--num_classes 3" in _refusal(make_config(num_classes=1000), image_folder)
 
 
-def test_evaluation_needs_val_only(own_folder: Path, make_config: Callable[..., Config]) -> None:
+def test_evaluation_needs_val_only(own_folder: Path, make_config: MakeConfig) -> None:
     shutil.rmtree(own_folder / "train")
     assert "train/" in _refusal(make_config(), own_folder)
     layout = check_data(make_config(), str(own_folder), splits=("val",))
@@ -68,22 +71,24 @@ def test_evaluation_needs_val_only(own_folder: Path, make_config: Callable[..., 
     assert len(layout.val) == 13
 
 
-def test_evaluation_takes_class_numbers_from_train_where_there_is_one(
-    own_folder: Path, make_config: Callable[..., Config]
+def test_evaluation_takes_labels_from_the_classes_of_train_if_there_is_a_train(
+    own_folder: Path, make_config: MakeConfig
 ) -> None:
     shutil.rmtree(own_folder / "val" / "a")
     layout = check_data(make_config(), str(own_folder), splits=("val",))
     assert layout.val.labels.tolist() == [1] * 4 + [2] * 4
 
 
-def test_evaluation_passes_over_an_empty_train(own_folder: Path, make_config: Callable[..., Config]) -> None:
+def test_evaluation_ignores_an_empty_train_folder(own_folder: Path, make_config: MakeConfig) -> None:
     shutil.rmtree(own_folder / "train")
     (own_folder / "train").mkdir()
     assert "no class folders" in _refusal(make_config(), own_folder)
     assert check_data(make_config(), str(own_folder), splits=("val",)).class_names == ("a", "b", "c")
 
 
-def test_sub_folders_hidden_folders_and_other_files(own_folder: Path, make_config: Callable[..., Config]) -> None:
+def test_sub_folders_belong_to_their_class_and_other_files_are_ignored(
+    own_folder: Path, make_config: MakeConfig
+) -> None:
     (own_folder / "train" / ".cache").mkdir()
     (own_folder / "train" / "a" / "more").mkdir()
     (own_folder / "train" / "a" / "000.jpg").rename(own_folder / "train" / "a" / "more" / "X.JPEG")
@@ -94,12 +99,12 @@ def test_sub_folders_hidden_folders_and_other_files(own_folder: Path, make_confi
     assert layout.train.read(7)[:2] == b"\xff\xd8"
 
 
-def test_network_for_other_than_three_channels(image_folder: Path, make_config: Callable[..., Config]) -> None:
+def test_network_without_three_input_channels_is_refused(image_folder: Path, make_config: MakeConfig) -> None:
     assert "--in_channels 3" in _refusal(make_config(in_channels=1), image_folder)
 
 
-def test_folder_that_cannot_be_listed(
-    image_folder: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+def test_folder_that_cannot_be_listed_is_named(
+    image_folder: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(folder: str) -> None:
         raise PermissionError(13, "Permission denied", folder)
@@ -108,12 +113,12 @@ def test_folder_that_cannot_be_listed(
     assert f"cannot read {image_folder / 'train'} (Permission denied)" in _refusal(make_config(), image_folder)
 
 
-def test_names_of_classes_alone_are_those_of_training(image_folder: Path, tmp_path: Path) -> None:
+def test_class_names_alone_come_from_train_if_there_is_a_train(image_folder: Path, tmp_path: Path) -> None:
     assert find_class_names(str(image_folder)) == ("a", "b", "c")
     for split, names in (("train", ("b", "a", "c", ".ipynb_checkpoints")), ("val", ("a", "b", "d"))):
         for name in names:
             (tmp_path / "imagenet" / split / name).mkdir(parents=True)
-    assert find_class_names(str(tmp_path)) == ("a", "b", "c")  # train's, whatever val has
+    assert find_class_names(str(tmp_path)) == ("a", "b", "c")  # those of train, not of val
     assert find_class_names(str(tmp_path / "imagenet" / "val")) == ()
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "val.mindrecord0").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""MindRecord: the same samples as the folder, readable by MindSpore itself, and damage named."""
+"""MindRecord files hold the samples of their folder, MindSpore can read them, and damage is named."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 from focal.config.schema import Config
 from focal.data import check_data
 from focal.data.decode import decode_rgb
-from focal.data.folder import find_layout
+from focal.data.layout import find_layout
 from focal.data.mindrecord import find_shards, shrink
 from focal.errors import UserError
 
@@ -45,7 +45,7 @@ def converted(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def records(converted: Path, tmp_path: Path) -> Path:
-    """Hard links to the converted files: a test may remove or replace them, but not write into them."""
+    """Hard links to the converted files; a test may remove or replace them, but must not write into them."""
     return Path(shutil.copytree(converted, tmp_path / "mr", copy_function=os.link))
 
 
@@ -54,7 +54,7 @@ def _replace(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def test_samples_are_those_of_the_folder_in_its_order(
+def test_samples_are_those_of_the_folder_in_the_same_order(
     image_folder: Path, records: Path, make_config: Callable[..., Config]
 ) -> None:
     folder, converted = (check_data(make_config(), str(root)) for root in (image_folder, records))
@@ -66,7 +66,7 @@ def test_samples_are_those_of_the_folder_in_its_order(
     assert converted.val.name(5).endswith(":b/000.jpg")
 
 
-def test_mindspore_reads_the_same_rows(records: Path) -> None:
+def test_mindspores_own_reader_gives_the_same_rows(records: Path) -> None:
     import mindspore.dataset as ds
 
     source = find_layout(str(records)).train
@@ -110,7 +110,7 @@ def test_missing_file_is_named(records: Path, make_config: Callable[..., Config]
     assert missing in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_index_that_lists_only_a_part_is_noticed(records: Path, make_config: Callable[..., Config]) -> None:
+def test_index_that_lacks_rows_is_refused(records: Path, make_config: Callable[..., Config]) -> None:
     index = records / "train.mindrecord1.db"
     _replace(index, index.read_bytes())  # a copy, which may be written into
     with contextlib.closing(sqlite3.connect(index)) as database:
@@ -121,13 +121,13 @@ def test_index_that_lists_only_a_part_is_noticed(records: Path, make_config: Cal
 
 
 @pytest.mark.parametrize("name", ("a#1", "a?x", "a %20", "ä b"))
-def test_any_name_of_a_folder_will_do(records: Path, tmp_path: Path, name: str) -> None:
+def test_folder_name_may_contain_any_character(records: Path, tmp_path: Path, name: str) -> None:
     records.rename(tmp_path / name)
     assert len(find_layout(str(tmp_path / name)).train) == 22
-    assert len(find_layout(f"/{tmp_path / name}").train) == 22  # begins with two slashes
+    assert len(find_layout(f"/{tmp_path / name}").train) == 22  # the path begins with two slashes
 
 
-def test_splits_of_other_classes_do_not_share_a_folder(
+def test_split_with_other_classes_is_not_added_to_a_folder(
     image_folder: Path, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for split in ("train", "val"):
@@ -141,7 +141,9 @@ def test_splits_of_other_classes_do_not_share_a_folder(
     assert (records / "classes.json").read_text() == before and not list(records.glob("val*"))
 
 
-def test_mistakes_leave_nothing_behind(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_conversion_leaves_nothing_behind(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match="output: .* cannot be written"):
@@ -153,7 +155,7 @@ def test_mistakes_leave_nothing_behind(image_folder: Path, tmp_path: Path, monke
     assert not (tmp_path / "out").exists()
 
 
-def test_a_conversion_that_fails_takes_its_files_away(
+def test_failed_conversion_removes_its_files(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mindspore.mindrecord
@@ -168,7 +170,7 @@ def test_a_conversion_that_fails_takes_its_files_away(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["classes.json"]
 
 
-def test_damaged_header_and_foreign_number_of_classes(records: Path, make_config: Callable[..., Config]) -> None:
+def test_damaged_header_and_wrong_class_names_are_refused(records: Path, make_config: Callable[..., Config]) -> None:
     with pytest.raises(UserError, match="--num_classes 3"):
         check_data(make_config(num_classes=7), str(records))
     _replace(records / "classes.json", b'["a", "b"]')
@@ -182,7 +184,7 @@ def test_damaged_header_and_foreign_number_of_classes(records: Path, make_config
         check_data(make_config(), str(records))
 
 
-def test_without_class_names_labels_name_themselves(records: Path, make_config: Callable[..., Config]) -> None:
+def test_without_class_names_the_labels_are_the_names(records: Path, make_config: Callable[..., Config]) -> None:
     (records / "classes.json").unlink()
     layout = check_data(make_config(), str(records))
     assert layout.class_names == ("0", "1", "2")

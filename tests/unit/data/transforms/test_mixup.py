@@ -1,4 +1,4 @@
-"""Mixup and CutMix: what is drawn, and that pixels and targets are mixed in the same shares."""
+"""Mixup and CutMix draw from the right distributions, and mix pixels and targets in the same proportion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from focal.config.schema import AugmentConfig, Config
-from focal.data.randomness import BATCH, generator
+from focal.data.sampler import BATCH, generator
 from focal.data.transforms.mixup import Mix, apply_mix, draw_mix, mixed_targets
 
 HW = (32, 48)
@@ -42,17 +42,18 @@ def test_cutmix_boxes_are_centred_evenly_and_sized_by_beta(augment: Callable[...
     boxes = np.array([mix.boxes[0] for mix in _draws(augment(mix_up=0.0, cutmix=1.0), hw=(side, side))])
     top, left, bottom, right = boxes.T
     # Boxes that no border clips show the lambda that was drawn; with alpha 1 it is uniform, given that it is not
-    # clipped. A box of side share r = sqrt(1 - lambda), density 2r, is whole with probability (1 - r)^2: beta(2, 3).
+    # clipped. The side of a box is the fraction r = sqrt(1 - lambda), of density 2r, and the box is whole
+    # with probability (1 - r)^2, which makes beta(2, 3).
     whole = (top > 0) & (left > 0) & (bottom < side) & (right < side)
     assert not ((bottom - top)[whole] % 2).any() and not ((right - left)[whole] % 2).any()  # as timm's
-    share = (bottom - top)[whole] / side
-    assert stats.kstest(share + 1.0 / side, stats.beta(2, 3).cdf).pvalue > 1e-3
+    fraction = (bottom - top)[whole] / side
+    assert stats.kstest(fraction + 1.0 / side, stats.beta(2, 3).cdf).pvalue > 1e-3
     centre = (top + bottom)[whole] / 2 / side
-    # Given its size a whole box is anywhere it fits, evenly.
-    assert stats.kstest((centre - share / 2) / (1 - share), stats.uniform().cdf).pvalue > 1e-3
+    # Given its size, the position of a whole box is uniform.
+    assert stats.kstest((centre - fraction / 2) / (1 - fraction), stats.uniform().cdf).pvalue > 1e-3
 
 
-def test_probability_and_switch(augment: Callable[..., AugmentConfig]) -> None:
+def test_mixup_prob_and_switch_prob_are_the_observed_frequencies(augment: Callable[..., AugmentConfig]) -> None:
     mixes = _draws(augment(mixup_prob=0.7, switch_prob=0.3))
     mixed = [mix for mix in mixes if mix.lam[0] != 1.0 or mix.boxes[0] is not None]
     assert stats.binomtest(len(mixed), len(mixes), 0.7).pvalue > 1e-3
@@ -61,7 +62,7 @@ def test_probability_and_switch(augment: Callable[..., AugmentConfig]) -> None:
 
 
 @pytest.mark.parametrize("mode", ("batch", "pair", "elem"))
-def test_off_means_untouched_one_hot_also_of_an_odd_batch(augment: Callable[..., AugmentConfig], mode: str) -> None:
+def test_without_mixing_even_an_odd_batch_is_left_alone(augment: Callable[..., AugmentConfig], mode: str) -> None:
     mix = draw_mix(augment(mix_up=0.0, cutmix=0.0, mixup_mode=mode), 3, HW, generator(0, 0, 0, BATCH))
     images = np.random.default_rng(0).random((3, 3, *HW)).astype(np.float32)
     before = images.copy()
@@ -71,7 +72,7 @@ def test_off_means_untouched_one_hot_also_of_an_odd_batch(augment: Callable[...,
 
 
 @pytest.mark.parametrize("mode", ("batch", "pair", "elem"))
-def test_modes_share_draws_as_they_should(augment: Callable[..., AugmentConfig], mode: str) -> None:
+def test_each_mode_shares_its_draws_by_batch_pair_or_sample(augment: Callable[..., AugmentConfig], mode: str) -> None:
     mix = draw_mix(augment(mixup_mode=mode), 8, HW, generator(0, 0, 1, BATCH))
     distinct = {"batch": 1, "pair": 4, "elem": 8}[mode]
     assert len(np.unique(mix.lam)) == distinct
@@ -105,8 +106,10 @@ def test_pixels_follow_the_definition(augment: Callable[..., AugmentConfig], mod
 
 @pytest.mark.parametrize("smoothing", (0.0, 0.1))
 @pytest.mark.parametrize("mode", ("batch", "pair", "elem"))
-def test_targets(augment: Callable[..., AugmentConfig], mode: str, smoothing: float) -> None:
-    labels = np.array([4, 0, 1, 1, 2, 4])  # the middle pair and the outer one are of one class each
+def test_targets_follow_lambda_and_label_smoothing(
+    augment: Callable[..., AugmentConfig], mode: str, smoothing: float
+) -> None:
+    labels = np.array([4, 0, 1, 1, 2, 4])  # both of the middle pair, and of the outer pair, have the same class
     mix = draw_mix(augment(mixup_mode=mode), 6, HW, generator(3, 0, 0, BATCH))
     targets = mixed_targets(labels, mix.lam, 5, smoothing)
     assert targets.dtype == np.float32 and targets.shape == (6, 5)

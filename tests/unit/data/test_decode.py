@@ -1,4 +1,4 @@
-"""Files of every awkward kind: read as RGB, or refused with a reason."""
+"""Image files of every awkward kind are decoded to RGB, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8))
 
 
-def test_jpeg_is_pillows(picture: Image.Image) -> None:
+def test_jpeg_decodes_to_the_pixels_that_pillow_gives(picture: Image.Image) -> None:
     data = _encoded(picture, "JPEG")
     assert decode_rgb(data).tobytes() == Image.open(io.BytesIO(data)).tobytes()
 
@@ -35,19 +35,19 @@ def test_alpha_is_dropped(picture: Image.Image) -> None:
     assert decode_rgb(_encoded(transparent, "PNG")).tobytes() == picture.tobytes()
 
 
-def test_palette_with_transparency() -> None:
+def test_palette_image_with_transparency_becomes_rgb() -> None:
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 200, 100, 50] + [0] * 762)
     assert decode_rgb(_encoded(image, "PNG", transparency=0)).getpixel((0, 0)) == (200, 100, 50)
 
 
-def test_cmyk_jpeg(picture: Image.Image) -> None:
+def test_cmyk_jpeg_becomes_rgb(picture: Image.Image) -> None:
     decoded = decode_rgb(_encoded(picture.convert("CMYK"), "JPEG", quality=100, subsampling=0))
     assert decoded.mode == "RGB"
     assert np.abs(np.asarray(decoded).astype(int) - np.asarray(picture)).mean() < 4
 
 
-def test_greyscale(picture: Image.Image) -> None:
+def test_greyscale_image_gets_three_equal_channels(picture: Image.Image) -> None:
     decoded = np.asarray(decode_rgb(_encoded(picture.convert("L"), "PNG")))
     assert (decoded == np.asarray(picture.convert("L"))[:, :, None]).all()
 
@@ -58,7 +58,7 @@ def test_sixteen_bits_keep_their_upper_byte() -> None:
     assert (decoded == (values >> 8)[:, :, None]).all()
 
 
-def test_bilevel() -> None:
+def test_black_and_white_image_becomes_rgb() -> None:
     assert decode_rgb(_encoded(Image.new("1", (3, 3), 1), "PNG")).getpixel((1, 1)) == (255, 255, 255)
 
 
@@ -79,18 +79,18 @@ def test_animation_gives_its_first_frame(kind: str) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"), [(b"", "empty file"), (b"this is a text file\n", "UnidentifiedImageError")]
 )
-def test_what_is_no_image_is_unreadable(data: bytes, reason: str) -> None:
+def test_bytes_that_are_not_an_image_are_unreadable(data: bytes, reason: str) -> None:
     with pytest.raises(UnreadableImage, match=reason) as caught:
         decode_rgb(data)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ("JPEG", "PNG"))
-@pytest.mark.parametrize("share", (0.03, 0.5, 0.95))
-def test_truncated_is_unreadable(picture: Image.Image, kind: str, share: float) -> None:
+@pytest.mark.parametrize("fraction", (0.03, 0.5, 0.95))
+def test_truncated_file_is_unreadable(picture: Image.Image, kind: str, fraction: float) -> None:
     data = _encoded(picture.resize((200, 120)), kind)
     with pytest.raises(UnreadableImage):
-        decode_rgb(data[: int(len(data) * share)])
+        decode_rgb(data[: int(len(data) * fraction)])
 
 
 def test_missing_file_and_folder_are_unreadable(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from focal.distributed.collectives import fusion_buckets
+from focal.trainers.gradient_buckets import fusion_buckets
 
 
 def test_buckets_fill_from_the_last_gradient() -> None:

@@ -1,0 +1,132 @@
+"""What a data folder holds: its splits, as folders of images or as MindRecord files, and whether the config fits."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from focal.config.schema import Config
+from focal.data.folder import ImageFolder, ImageSource, and_more, class_folders
+from focal.data.mindrecord import CLASSES_FILE, MindRecordSource, find_shards, read_class_names
+from focal.errors import UserError
+
+logger = logging.getLogger("focal")
+
+
+@dataclass(frozen=True)
+class DataLayout:
+    """The splits found in a data folder; a split that was not asked for is None."""
+
+    folder: str
+    class_names: tuple[str, ...]
+    train: Optional[ImageSource]
+    val: Optional[ImageSource]
+
+
+def check_data(config: Config, data_folder: str, splits: Sequence[str] = ("train", "val")) -> DataLayout:
+    """Find the splits of a data folder and check them against the configuration. Opens neither device nor image.
+
+    Args:
+        config: its `num_classes` must be the number of classes found, and its `in_channels` 3.
+        data_folder: see `find_layout`.
+        splits: the ones the caller needs.
+
+    Raises:
+        UserError: a folder is missing or cannot be listed; a class has no image, or is in val but not in train; the
+            number of classes differs; the network does not take RGB images.
+    """
+    if config.model.in_channels != 3:
+        raise UserError(f"in_channels: {config.model.in_channels}, but images are read as RGB; set --in_channels 3")
+    layout = find_layout(data_folder, splits)
+    found, wanted = len(layout.class_names), config.model.num_classes
+    if wanted != found:
+        raise UserError(
+            f"num_classes: {wanted}, but {layout.folder} has {found} classes; set --num_classes {found}"
+            " or correct --data_url"
+        )
+    return layout
+
+
+def find_layout(data_folder: str, splits: Sequence[str] = ("train", "val")) -> DataLayout:
+    """Find the splits of a data folder.
+
+    Args:
+        data_folder: the folder that holds train/ and val/, each with a folder per class, or train.mindrecord* and
+            val.mindrecord*; they may also be in its sub-folder `imagenet`.
+        splits: the ones the caller needs.
+
+    Raises:
+        UserError: as `check_data`.
+    """
+    if not os.path.isdir(data_folder):
+        raise UserError(f"data_url: {data_folder} is not a folder; --data_url names the one with train/ and val/")
+    try:
+        for root in _roots(data_folder):
+            if all(os.path.isdir(os.path.join(root, split)) for split in splits):
+                return _folder_layout(root, splits)
+            if all(find_shards(root, split) for split in splits):
+                return _mindrecord_layout(root, splits)
+    except OSError as error:
+        raise UserError(f"data_url: cannot read {error.filename} ({error.strerror}); check its permissions") from None
+    wanted = " and ".join(f"{split}/" for split in splits)
+    nested = " and ".join(f"imagenet/{split}" for split in splits)
+    records = " and ".join(f"{split}.mindrecord*" for split in splits)
+    raise UserError(
+        f"data_url: {data_folder} holds neither {wanted}, nor {nested}, nor {records};"
+        " --data_url names the folder that does"
+    )
+
+
+def find_class_names(data_folder: str) -> tuple[str, ...]:
+    """Class names of a data folder, by label, from train (or val if there is no train); empty if there are none."""
+    for root in _roots(data_folder):
+        for split in ("train", "val"):
+            if os.path.isdir(os.path.join(root, split)):
+                return class_folders(os.path.join(root, split))
+            if find_shards(root, split):
+                return read_class_names(root) or ()
+    return ()
+
+
+def _roots(data_folder: str) -> tuple[str, str]:
+    return data_folder, os.path.join(data_folder, "imagenet")
+
+
+def _mindrecord_layout(root: str, splits: Sequence[str]) -> DataLayout:
+    """Splits in MindRecord files, which carry their labels."""
+    sources = {split: MindRecordSource(find_shards(root, split)) for split in splits}
+    for split, source in sources.items():
+        if not len(source):
+            raise UserError(f"data_url: {os.path.join(root, split)}.mindrecord* hold no image; write them again")
+    largest = max(int(source.labels.max()) for source in sources.values())
+    class_names = read_class_names(root) or tuple(str(label) for label in range(largest + 1))
+    if largest >= len(class_names):
+        raise UserError(f"data_url: {root} has label {largest}, but {len(class_names)} names in its {CLASSES_FILE}")
+    return DataLayout(root, class_names, sources.get("train"), sources.get("val"))
+
+
+def _folder_layout(root: str, splits: Sequence[str]) -> DataLayout:
+    """Splits with one folder per class; labels follow train's sorted folder names (val's if there is no train)."""
+    names_from = os.path.join(root, "train")
+    if "train" not in splits and not (os.path.isdir(names_from) and class_folders(names_from)):
+        names_from = os.path.join(root, splits[0])
+    class_names = class_folders(names_from)
+    sources = {}
+    for split in splits:
+        folder = os.path.join(root, split)
+        found = class_folders(folder)
+        if not found:
+            raise UserError(f"data_url: {folder} holds no class folders; each class needs its own folder in it")
+        unknown = sorted(set(found) - set(class_names))
+        if unknown:
+            raise UserError(
+                f"data_url: class {unknown[0]!r} is in {folder} but not in {names_from}"
+                f"{and_more(unknown)}; remove it there or add it here"
+            )
+        if len(found) < len(class_names):
+            logger.warning("%s has images of %d of the %d classes", folder, len(found), len(class_names))
+        sources[split] = ImageFolder(folder, class_names)
+    return DataLayout(root, class_names, sources.get("train"), sources.get("val"))

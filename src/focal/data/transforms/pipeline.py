@@ -1,0 +1,105 @@
+"""The order of the transforms.
+
+Training: random resized crop, flip, RandAugment (or colour jitter) on 8-bit images; normalise and erase, into the
+batch; then mix the batch. Evaluation: resize, centre crop, normalise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from focal.config.schema import AugmentConfig, DataConfig, ModelConfig
+from focal.data.sampler import BATCH, DROP_PATH, SAMPLE, generator
+from focal.data.transforms.color_jitter import color_jitter
+from focal.data.transforms.crop import INTERPOLATIONS, draw_crop, draw_interpolation, eval_crop, resized_crop
+from focal.data.transforms.drop_path import draw_drop_path
+from focal.data.transforms.erasing import draw_erasures, erase
+from focal.data.transforms.mixup import apply_mix, draw_mix, mixed_targets
+from focal.data.transforms.rand_augment import RandAugment, parse_policy
+
+
+class Normalizer:
+    """Pixels in 0..255 -> float32 (pixel / 255 - mean) / std per channel."""
+
+    def __init__(self, data: DataConfig) -> None:
+        mean, std = (np.array(values, dtype=np.float64)[:, None, None] for values in (data.image_mean, data.image_std))
+        self._scale = (1.0 / (255.0 * std)).astype(np.float32)
+        self._shift = (-mean / std).astype(np.float32)
+
+    def __call__(self, image: Image.Image, out_CHW: np.ndarray) -> None:
+        """Write the normalised pixels into `out_CHW`."""
+        np.multiply(np.asarray(image).transpose(2, 0, 1), self._scale, out=out_CHW)
+        out_CHW += self._shift
+
+
+class TrainTransforms:
+    """What happens to training images, as a pure function of (seed, epoch, sample or batch number).
+
+    The stages are methods of their own so that the benchmark can time them. The first three share one generator, from
+    `sample_rng`, and must be called in order.
+    """
+
+    def __init__(self, augment: AugmentConfig, data: DataConfig, model: ModelConfig, seed: int) -> None:
+        self.image_hw = model.image_hw
+        self._settings = augment
+        self._num_classes = model.num_classes
+        self._drop_path_rates = model.drop_path_rates
+        self._seed = seed
+        self._normalize = Normalizer(data)
+        self._rand_augment = None
+        if augment.auto_augment != "none":
+            policy = parse_policy(augment.auto_augment)
+            self._rand_augment = RandAugment(policy, augment.interpolation, data.image_mean)
+
+    def sample_rng(self, epoch: int, index: int) -> np.random.Generator:
+        """The generator for everything random about one sample."""
+        return generator(self._seed, epoch, index, SAMPLE)
+
+    def crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """Random resized crop and flip."""
+        settings = self._settings
+        box = draw_crop(*image.size, settings.crop_scale, settings.crop_aspect, rng)
+        image = resized_crop(image, box, self.image_hw, draw_interpolation(settings.interpolation, rng))
+        if rng.random() < settings.hflip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+    def augment(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        """RandAugment, or colour jitter if `auto_augment` is none."""
+        if self._rand_augment is None:
+            return color_jitter(image, self._settings.color_jitter, rng)
+        return self._rand_augment(image, rng)
+
+    def normalize(self, image: Image.Image, rng: np.random.Generator, out_CHW: np.ndarray) -> None:
+        """Normalise into `out_CHW`, then erase rectangles of it."""
+        settings = self._settings
+        self._normalize(image, out_CHW)
+        rectangles = draw_erasures(*self.image_hw, settings.re_prob, settings.re_count, rng)
+        erase(out_CHW, rectangles, settings.re_mode, rng)
+
+    def mix(self, images: np.ndarray, labels: np.ndarray, epoch: int, batch_number: int) -> np.ndarray:
+        """Mix images (B, 3, H, W) in place; returns the mixed and smoothed targets, float32 (B, num_classes)."""
+        rng = generator(self._seed, epoch, batch_number, BATCH)
+        mix = draw_mix(self._settings, len(images), self.image_hw, rng)
+        apply_mix(images, mix)
+        return mixed_targets(labels, mix.lam, self._num_classes, self._settings.label_smoothing)
+
+    def drop_path(self, batch_size: int, epoch: int, batch_number: int) -> np.ndarray:
+        """The drop path factors of a batch, float32 (2 * blocks, B); see `draw_drop_path`."""
+        rng = generator(self._seed, epoch, batch_number, DROP_PATH)
+        return draw_drop_path(self._drop_path_rates, batch_size, rng)
+
+
+class EvalTransforms:
+    """Resize by `crop_ratio`, centre crop, normalise."""
+
+    def __init__(self, augment: AugmentConfig, data: DataConfig, model: ModelConfig) -> None:
+        # `random` is meant for training; evaluation is then bicubic, as in timm.
+        self._resample = INTERPOLATIONS.get(augment.interpolation, Image.Resampling.BICUBIC)
+        self._crop_ratio = data.crop_ratio
+        self._normalize = Normalizer(data)
+        self.image_hw = model.image_hw
+
+    def __call__(self, image: Image.Image, out_CHW: np.ndarray) -> None:
+        self._normalize(eval_crop(image, self.image_hw, self._crop_ratio, self._resample), out_CHW)

@@ -1,0 +1,91 @@
+"""What the entry scripts share: command line, launching of workers, device, log and storage."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Callable
+
+from focal.checkpoint.paths import check_input_files
+from focal.config import Config, config_from_command_line
+from focal.distributed.signals import StopSignals
+
+if TYPE_CHECKING:
+    from focal.cloud.local import Storage
+    from focal.distributed.device import Device
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What one process of a job works with.
+
+    Attributes:
+        config: all settings, with paths as the storage has made them local.
+        device: this process: its device and rank.
+        storage: where data comes from and results go.
+        stop: notes a signal that asks for the end.
+    """
+
+    config: Config
+    device: Device
+    storage: Storage
+    stop: StopSignals
+
+
+def run_job(
+    description: str,
+    work: Callable[[Job], int],
+    check: Callable[[Config], None] = lambda config: None,
+    stop_at_once: bool = False,
+    log_to_file: bool = True,
+) -> int:
+    """Run an entry script: read the command line, then work in this process or start workers that do.
+
+    Args:
+        description: the script's docstring, shown by --help.
+        work: what each worker does; returns the exit code.
+        check: refuses a configuration, before anything slow is done.
+        stop_at_once: a signal ends the process instead of asking `work` to stop.
+        log_to_file: each rank keeps a log in train_url.
+
+    Returns:
+        The exit code of the script.
+    """
+    # StopSignals has to come before NumPy and MindSpore start their threads. Importing those takes seconds, so it waits
+    # until the command line is known to be right.
+    with StopSignals(stop_at_once) as stop:
+        from focal.cloud.storage import on_cloud_platform, resolve_output_folder, send_unsent_results
+        from focal.distributed.launcher import is_worker, launch
+
+        in_cloud = on_cloud_platform()
+        config, unknown_arguments = config_from_command_line(sys.argv[1:], description, tolerate_unknown=in_cloud)
+        check(config)
+        if not (in_cloud or config.run.run_openi):
+            check_input_files(config.run, config.data)
+        if is_worker(config.run):
+            return _run_worker(config, unknown_arguments, stop, work, log_to_file)
+        if stop.received:
+            return 128 + stop.received
+    code = launch(config.run, sys.argv[1:], resolve_output_folder(config))
+    if code:
+        send_unsent_results(config)
+    return code
+
+
+def _run_worker(
+    config: Config, unknown_arguments: list[str], stop: StopSignals, work: Callable[[Job], int], log_to_file: bool
+) -> int:
+    from focal.cloud.storage import open_storage, resolve_output_folder
+    from focal.distributed.chip import refuse_unsupported
+    from focal.distributed.device import setup_device, shutdown
+    from focal.distributed.logging import setup_logging
+    from focal.distributed.versions import check_versions
+
+    device = setup_device(config.run)
+    setup_logging(device, resolve_output_folder(config) if log_to_file else None)
+    check_versions()
+    refuse_unsupported(config.step.amp_level)  # before a cloud job copies its data
+    with open_storage(config, device, unknown_arguments) as storage:  # leaving it sends the results, also on an error
+        exit_code = work(Job(storage.local_config(), device, storage, stop))
+        shutdown()
+    return exit_code

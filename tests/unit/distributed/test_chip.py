@@ -1,0 +1,60 @@
+"""What each chip computes in, how it reports overflow, and what it cannot do. No chip is needed: its name is given."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import pytest
+
+from focal.distributed import chip as chip_module
+from focal.distributed.chip import OperatorPrecision, operator_precision, refuse_unsupported, saturates_on_overflow
+
+
+@pytest.mark.parametrize(
+    "chip, mode, has_hf32",
+    [
+        ("ascend910", "allow_fp32_to_fp16", False),  # 910A: must_keep_origin_dtype makes float32 products an error
+        ("ascend310p", "allow_fp32_to_fp16", False),
+        ("ascend910b", "must_keep_origin_dtype", True),  # A2: allow_fp32_to_fp16 takes float32 products away
+        ("ascend910_93", "must_keep_origin_dtype", True),
+        ("ascend950", "must_keep_origin_dtype", True),  # a chip that this code does not know
+    ],
+)
+def test_what_is_set_for_each_chip(chip, mode, has_hf32):
+    assert operator_precision(chip) == OperatorPrecision(mode, has_hf32)
+
+
+def on(monkeypatch, target, chip):
+    monkeypatch.setattr(chip_module, "ascend_chip", lambda: chip)
+    monkeypatch.setattr(ms, "get_context", lambda name: {"device_target": target}[name])
+
+
+@pytest.mark.parametrize("target, chip", [("Ascend", "ascend910b"), ("Ascend", "ascend910_93"), ("GPU", "")])
+def test_bf16_is_accepted_elsewhere(monkeypatch, target, chip):
+    on(monkeypatch, target, chip)
+    refuse_unsupported("bf16")
+
+
+@pytest.mark.parametrize("level", ["O0", "O1", "O2", "O3"])
+def test_every_other_level_is_accepted_on_a_910a(monkeypatch, level):
+    on(monkeypatch, "Ascend", "ascend910")
+    refuse_unsupported(level)
+
+
+@pytest.mark.parametrize(
+    "target, chip, mode, saturates",
+    [
+        ("CPU", None, None, False),
+        ("CPU", None, "SATURATION_MODE", False),
+        ("Ascend", "ascend910", None, True),
+        ("Ascend", "ascend910", "INFNAN_MODE", True),
+        ("Ascend", "ascend910b", None, False),
+        ("Ascend", "ascend910b", "INFNAN_MODE", False),
+        ("Ascend", "ascend910b", "SATURATION_MODE", True),
+    ],
+)
+def test_which_chips_saturate(monkeypatch, target, chip, mode, saturates):
+    on(monkeypatch, target, chip)
+    monkeypatch.delenv("MS_ASCEND_CHECK_OVERFLOW_MODE", raising=False)
+    if mode is not None:
+        monkeypatch.setenv("MS_ASCEND_CHECK_OVERFLOW_MODE", mode)
+    assert saturates_on_overflow() is saturates
