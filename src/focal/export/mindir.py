@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
@@ -20,10 +19,9 @@ from focal.data.folder import IMAGE_EXTENSIONS
 from focal.errors import UserError, one_line
 from focal.export.onnx_graph import import_optional
 from focal.export.onnx_network import write_onnx
+from focal.files import atomic_write
 from focal.models.focal_transformer import FocalTransformer
 from focal.models.inference import prepare_for_export
-
-logger = logging.getLogger("focal")
 
 SUFFIXES = {"MINDIR": ".mindir", "AIR": ".air", "ONNX": ".onnx"}
 MAX_DIFFERENCE = 1e-4  # absolute, between the logits of the file and of the network
@@ -88,7 +86,7 @@ def load_images(paths: list[str], config: Config) -> np.ndarray:
 def export_network(network: FocalTransformer, config: Config, path: Path, images: np.ndarray) -> float:
     """Write `network` to `path`, load the file back and compare logits on `images`.
 
-    The file is written next to `path` and moved there only if it agrees.
+    The file takes its name only if it agrees.
 
     Args:
         network: in float32, with weights loaded. It is prepared for export in place.
@@ -107,35 +105,30 @@ def export_network(network: FocalTransformer, config: Config, path: Path, images
     expected = np.concatenate([network(Tensor(image[None])).asnumpy() for image in images])  # (B, num_classes)
     prepare_for_export(network)
     network.compile_cache.clear()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unchecked = path.with_name(f"{path.stem}.unchecked{path.suffix}")
-    difference = float("nan")
-    try:
+    with atomic_write(path) as draft:
         if file_format == "ONNX":
-            write_onnx(network, images.shape[1:], unchecked)
+            write_onnx(network, images.shape[1:], draft)
         else:
-            _write_with_mindspore(network, file_format, images.shape[1:], unchecked)
-        if file_format != "AIR":
-            run = open_exported(unchecked)
-            actual = np.concatenate([run(image[None]) for image in images])
-            difference = float(np.abs(actual - expected).max())
-            if not difference <= MAX_DIFFERENCE:
-                raise UserError(
-                    f"export: the logits of {path.name} differ from the network's by {difference:.2e}, more than "
-                    f"{MAX_DIFFERENCE:.0e}, on {len(images)} images; the file was not kept"
-                )
-        os.replace(unchecked, path)
-    finally:
-        unchecked.unlink(missing_ok=True)
+            _write_with_mindspore(network, file_format, images.shape[1:], draft)
+        if file_format == "AIR":
+            return float("nan")
+        run = open_exported(draft)
+        actual = np.concatenate([run(image[None]) for image in images])  # (B, num_classes)
+        difference = float(np.abs(actual - expected).max())
+        if not difference <= MAX_DIFFERENCE:
+            raise UserError(
+                f"export: the logits of {path.name} differ from the network's by {difference:.2e}, more than "
+                f"{MAX_DIFFERENCE:.0e}, on {len(images)} images; the file was not kept"
+            )
     return difference
 
 
 def _write_with_mindspore(network: nn.Cell, file_format: str, image_shape: tuple[int, ...], path: Path) -> None:
     """MINDIR or AIR, by way of a scratch folder: MindSpore refuses paths with spaces or letters beyond ASCII."""
     with tempfile.TemporaryDirectory() as scratch:
-        draft = os.path.join(scratch, "network")
-        ms.export(network, Tensor(np.zeros((1, *image_shape), np.float32)), file_name=draft, file_format=file_format)
-        shutil.move(draft + path.suffix, path)
+        file = os.path.join(scratch, "network")
+        ms.export(network, Tensor(np.zeros((1, *image_shape), np.float32)), file_name=file, file_format=file_format)
+        shutil.move(file + path.suffix, path)
 
 
 def open_exported(path: Path) -> Runner:
