@@ -126,7 +126,7 @@ def _check_levels(stage: StageSettings) -> None:
     if stage.levels > 1 and pooled_window(window, stage.levels - 1) < 1:
         raise ConfigError(
             f"focal_levels: stage {stage.index} has {stage.levels}, but its windows of {window} tokens can be halved "
-            f"for at most {window.bit_length() + 1}"
+            f"for at most {window.bit_length() + 1} levels"
         )
 
 

@@ -1,4 +1,4 @@
-"""House rules that a file or a class can break."""
+"""House rules that any file of the package can break."""
 
 import ast
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src" / "focal").rglob("*.py"))
 
 
