@@ -1,7 +1,7 @@
 """The attention of both versions: each window of queries over its keys, all focal levels in one softmax.
 
-Worked example (that of focal_keys.py): 16 windows of 2 x 2 tokens, numbered in stage order, and the 16 tokens pooled
-from them, numbered after those of the map. T = 80 tokens can be keys.
+Worked example, that of focal_keys.py: the 64 tokens of an 8 x 8 map in 16 windows of 2 x 2, numbered in stage order,
+and the 16 tokens pooled from these windows, numbered after them. T = 80 tokens can be keys.
 
          0 16  1 17  2 18  3 19     64 65 66 67     window 5 holds the queries 5, 21, 37 and 53: G = 16 groups, Q = 4
         32 48 33 49 34 50 35 51     68 69 70 71
@@ -155,9 +155,9 @@ class AttentionTables:
 
 
 class AttentionBuilder:
-    """Builds the attention of each block of a stage: the one place where versions 1 and 2 differ.
+    """Builds the attention of each block of a stage; blocks that see the same keys share their tables.
 
-    A version is a choice of keys (focal_keys.py) and a kind of bias (position_bias.py).
+    The network's versions differ here only: in the choice of keys (focal_keys.py) and of bias (position_bias.py).
     """
 
     def __init__(self, stage: StageSettings) -> None:

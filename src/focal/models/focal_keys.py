@@ -62,6 +62,7 @@ class StageMap:
 
     @classmethod
     def create(cls, height: int, width: int, window_size: int) -> StageMap:
+        """The map of `height` x `width` tokens, for a configured `window_size`."""
         shorter = min(height, width)
         return cls(height, width, min(window_size, shorter), shorter <= window_size)
 
@@ -72,11 +73,13 @@ class StageMap:
 
     @property
     def padded_hw(self) -> tuple[int, int]:
+        """Hp and Wp."""
         rows, columns = self.windows_hw
         return (rows * self.window_size, columns * self.window_size)
 
     @property
     def num_windows(self) -> int:
+        """nW."""
         rows, columns = self.windows_hw
         return rows * columns
 
@@ -87,6 +90,7 @@ class StageMap:
 
     @property
     def is_padded(self) -> bool:
+        """Whether windows do not tile the map."""
         return self.padded_hw != (self.height, self.width)
 
     def positions(self) -> np.ndarray:

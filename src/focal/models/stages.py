@@ -29,6 +29,7 @@ class StageSettings:
 
     @property
     def heads(self) -> int:
+        """Number of attention heads."""
         return self.model.num_heads[self.index]
 
     @property
