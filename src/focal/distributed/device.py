@@ -185,11 +185,11 @@ def _join_group(launch: Launch, target: str, scheduler: Optional[Scheduler]) -> 
 
 
 def fuse_all_reduces() -> None:
-    """Have the Ascend backend merge all-reduces with the same `fusion` number into one message (see collectives.py).
+    """Have the Ascend backend merge all-reduces with the same `fusion` number into one message.
 
-    Kernel by kernel (jit_level O0 and O1) the numbers count only once this is switched on; compiled by GE (O2) they
-    count in any case. The public setting `comm_fusion` is no substitute: its mode `size` also switches fusion on, but
-    then splits the project's buckets again by sizes of its own.
+    trainers/gradient_buckets.py gives the numbers. Kernel by kernel (jit_level O0 and O1) they count only once this is
+    switched on; compiled by GE (O2) they count in any case. The public setting `comm_fusion` is no substitute: its mode
+    `size` also switches fusion on, but then splits the project's buckets again by sizes of its own.
     """
     try:
         from mindspore.parallel._auto_parallel_context import auto_parallel_context

@@ -1,0 +1,88 @@
+"""Networks that break the rules of tools/ascend_dry_run, each built in a dry run in the place of the product's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.parallel._auto_parallel_context import auto_parallel_context
+
+from focal.config import Config
+from focal.distributed.device import Device
+from focal.trainers.gradient_buckets import gradient_all_reduces
+from tools.ascend_dry_run.cases import EVAL
+from tools.ascend_dry_run.child import build, example_inputs
+
+
+class Lstm(nn.Cell):
+    """An operator for CPU and GPU only, which GE does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = ops.operations.nn_ops.LSTM(4, 4, 1, True, False, 0.0)
+
+    def construct(self, x: Tensor, state: Tensor, weights: Tensor) -> Tensor:
+        return self.lstm(x, state, state, weights)[0]
+
+
+def lstm_inputs() -> tuple[Tensor, ...]:
+    """Sequence, initial state and weights."""
+    return tuple(Tensor(np.ones(shape), ms.float32) for shape in ((2, 1, 4), (1, 1, 4), (144, 1, 1)))
+
+
+class BreaksEveryRule(nn.Cell):
+    """Operators that no chip, only the AI CPU, or only CANN's older path computes, and an all-reduce per tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = Lstm()
+        self.layer_norm = ops.LayerNorm()
+        self.right_shift = ops.RightShift()
+        self.bessel = ops.BesselI0e()
+        self.tensors = [Tensor(np.ones(size), ms.float32) for size in (3, 4, 5)]
+        self.sums = gradient_all_reduces([4 * tensor.size for tensor in self.tensors])
+
+    def construct(self, x: Tensor, state: Tensor, weights: Tensor, wide: Tensor, row: Tensor, whole: Tensor) -> tuple:
+        hidden = self.lstm(x, state, weights)
+        normed = self.layer_norm(wide, row, row)[0]
+        summed = tuple(self.sums[i](self.tensors[i] * x[0, 0, 0]) for i in range(3))
+        return (hidden, normed, self.right_shift(whole, whole), self.bessel(x), *summed)
+
+
+def breaks_every_rule(config: Config, device: Device) -> tuple[nn.Cell, tuple[Tensor, ...]]:
+    """A Cell that compiles, and breaks every rule but that it should."""
+    del config, device
+    auto_parallel_context().set_enable_all_reduce_fusion(False)
+    wide, row = Tensor(np.ones((4, 8)), ms.float64), Tensor(np.ones(8), ms.float64)  # the chip has no such LayerNorm
+    return BreaksEveryRule(), (*lstm_inputs(), wide, row, Tensor(np.ones(4), ms.int32))
+
+
+def without_adapter(config: Config, device: Device) -> tuple[nn.Cell, tuple[Tensor, ...]]:
+    """A Cell that GE cannot take."""
+    del config, device
+    return Lstm(), lstm_inputs()
+
+
+class OneMoreOperator(nn.Cell):
+    """A Cell whose result is multiplied by a parameter."""
+
+    def __init__(self, cell: nn.Cell) -> None:
+        super().__init__()
+        self.cell = cell
+        self.factor = Parameter(Tensor(1.0, ms.float32), name="factor")
+
+    def construct(self, *inputs: Any) -> Tensor:
+        return self.cell(*inputs) * self.factor
+
+
+def larger_evaluation(config: Config, device: Device) -> tuple[nn.Cell, tuple[Tensor, ...]]:
+    """The product's evaluation, and one operator more."""
+    return OneMoreOperator(build(config, EVAL, device)), example_inputs(config, EVAL)
+
+
+def not_compilable(config: Config, device: Device) -> tuple[nn.Cell, tuple[Tensor, ...]]:
+    """A product of matrices that do not fit."""
+    del config, device
+    return ops.MatMul(), (Tensor(np.ones((2, 3)), ms.float32), Tensor(np.ones((2, 3)), ms.float32))

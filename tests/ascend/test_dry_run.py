@@ -1,0 +1,173 @@
+"""The product, compiled for an Ascend without one, keeps every rule of tools/ascend_dry_run/rules.py.
+
+What a rule is for stands in docs/graph.md. Here stand the cases that tell most, for the time they take; all of them:
+`python tools/ascend_dry_run --matrix`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tools.ascend_dry_run import rules
+from tools.ascend_dry_run.cases import ATLAS_910A, EVAL, TRAIN, VARIATIONS, Case, small_case
+from tools.ascend_dry_run.result import DryRun
+from tools.ascend_dry_run.simulate import REPOSITORY, dry_runs
+from tools.ascend_dry_run.stubs import why_unavailable
+from tools.nano_networks import NANO_V2
+
+REASON = why_unavailable()
+pytestmark = [pytest.mark.ascend_dry_run, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+
+CASES = {
+    "version 2, train, O1, 8 ranks": small_case(2, TRAIN, "O1", ranks=8),
+    "version 1, train, O0, 8 ranks, accumulation": small_case(
+        1, TRAIN, "O0", ranks=8, overrides=VARIATIONS["accumulation"]
+    ),
+    "version 2, train, bf16, layer scale, dropout": small_case(
+        2, TRAIN, "bf16", overrides=VARIATIONS["layer scale, dropout"]
+    ),
+    "version 1, train, O3, lamb": small_case(1, TRAIN, "O3", overrides={**VARIATIONS["lamb"], "keep_bn_fp32": False}),
+    "version 2, train, O2, adam_weight_decay, graph kernels": small_case(
+        2, TRAIN, "O2", jit_level="O1", overrides=VARIATIONS["adam_weight_decay"]
+    ),
+    "version 1, train, O1, 910A": small_case(1, TRAIN, "O1", soc=ATLAS_910A),
+    "version 1, eval, O3": small_case(1, EVAL, "O3"),
+    "version 2, eval, O1": small_case(2, EVAL, "O1"),
+    "version 2, eval, bf16": small_case(2, EVAL, "bf16"),
+}
+GE_CASES = {"version 2, train, O1, 910A, GE": small_case(2, TRAIN, "O1", soc=ATLAS_910A, jit_level="O2")}
+# Each breaks a rule; controls.py says how.
+CONTROLS = {
+    "breaks every rule": Case(NANO_V2, ranks=8, build="tests.ascend.controls:breaks_every_rule"),
+    "does not compile": Case(NANO_V2, build="tests.ascend.controls:not_compilable"),
+    "bfloat16 on a 910A": small_case(2, TRAIN, "bf16", soc=ATLAS_910A),
+    "larger evaluation": small_case(2, EVAL, "O1", build="tests.ascend.controls:larger_evaluation"),
+    "without adapter": Case(NANO_V2, soc=ATLAS_910A, jit_level="O2", build="tests.ascend.controls:without_adapter"),
+}
+
+# Launches of each case as measured, without reshapes. A smaller number may replace these; a larger one needs a reason.
+MOST_KERNELS = {
+    "version 2, train, O1, 8 ranks": 1373,
+    "version 1, train, O0, 8 ranks, accumulation": 1185,
+    "version 2, train, bf16, layer scale, dropout": 1574,
+    "version 1, train, O3, lamb": 2662,
+    "version 2, train, O2, adam_weight_decay, graph kernels": 1038,
+    "version 1, train, O1, 910A": 1165,
+    "version 1, eval, O3": 204,
+    "version 2, eval, O1": 194,
+    "version 2, eval, bf16": 194,
+}
+
+each_case = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, DryRun]:
+    """Outcomes of all cases, the controls included, by name; compiled two at a time."""
+    return dry_runs({**CASES, **GE_CASES, **CONTROLS})
+
+
+@each_case
+def test_the_graph_compiles_and_the_dry_run_step_ends(runs, name):
+    assert rules.failures(runs[name]) == []
+    assert runs[name].peak_memory_bytes > 0
+
+
+@each_case
+def test_no_operator_falls_back_to_the_cpu_of_the_host(runs, name):
+    assert rules.cpu_fallbacks(runs[name]) == []
+
+
+@each_case
+def test_no_operator_is_one_of_the_ai_cpu(runs, name):
+    assert rules.ai_cpu_operators(runs[name]) == []
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.ranks > 1])
+def test_gradients_travel_in_as_many_messages_as_there_are_buckets(runs, name):
+    assert rules.unfused_all_reduces(runs[name]) == []
+    assert max(reduce.tensors for reduce in runs[name].all_reduces) > 10  # a bucket holds many gradients
+
+
+@each_case
+def test_only_listed_primitives_take_acl_kernels(runs, name):
+    assert rules.unlisted_acl_kernels(runs[name]) == []
+
+
+@each_case
+def test_the_number_of_kernels_does_not_grow(runs, name):
+    assert rules.too_many_kernels(runs[name], MOST_KERNELS[name]) == []
+
+
+@pytest.mark.parametrize("name", GE_CASES)
+def test_every_operator_has_an_adapter_for_ge(runs, name):
+    assert rules.short_of_ge(runs[name]) == []  # else nothing was converted
+    assert rules.missing_adapters(runs[name]) == []
+
+
+def test_every_listed_acl_primitive_still_takes_an_acl_kernel_somewhere(runs):
+    """A reason in the list that nothing needs any more hides the next regression."""
+    taken = {
+        primitive
+        for name in CASES
+        for primitive, found in runs[name].primitives.items()
+        if "acl" in found.kernel.split("+")
+    }
+    assert sorted(set(rules.ACL_ALLOWED) - taken) == []
+
+
+def test_a_network_that_does_not_compile_is_caught(runs):
+    assert "MatMul" in rules.failures(runs["does not compile"])[0]
+
+
+def test_bfloat16_on_a_910a_is_refused_by_name_before_anything_compiles(runs):
+    assert rules.failures(runs["bfloat16 on a 910A"])[0].startswith("amp_level: bf16 needs an Atlas A2")
+    assert runs["bfloat16 on a 910A"].primitives == {}
+
+
+def test_operators_without_a_kernel_for_the_chip_are_caught(runs):
+    fallen = " ".join(rules.cpu_fallbacks(runs["breaks every rule"]))
+    assert "LSTM" in fallen
+    assert "LayerNorm" in fallen  # in float64
+
+
+def test_an_ai_cpu_operator_is_caught(runs):
+    assert rules.ai_cpu_operators(runs["breaks every rule"]) == ["RightShift (1 times) runs on the AI CPU"]
+
+
+def test_an_all_reduce_per_tensor_is_caught(runs):
+    caught = rules.unfused_all_reduces(runs["breaks every rule"])
+    assert caught == ["3 all-reduces for 3 tensors, which fill 1 bucket(s)"]
+
+
+def test_an_unlisted_acl_kernel_is_caught(runs):
+    assert any("BesselI0e" in violation for violation in rules.unlisted_acl_kernels(runs["breaks every rule"]))
+
+
+def test_one_operator_more_is_caught(runs):
+    assert rules.failures(runs["larger evaluation"]) == []
+    limit = sum(runs["version 2, eval, O1"].kernels().values())
+    assert rules.too_many_kernels(runs["larger evaluation"], limit) == [f"{limit + 1} kernels, more than {limit}"]
+
+
+def test_an_operator_without_an_adapter_for_ge_is_caught(runs):
+    assert any("LSTM" in violation for violation in rules.missing_adapters(runs["without adapter"]))
+
+
+def test_the_command_prints_the_table_and_writes_the_figures(tmp_path):
+    config = tmp_path / "nano.yaml"
+    config.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in NANO_V2.items()), encoding="utf-8")
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "tools/ascend_dry_run", "--config", config, "--what", "eval", "--batch", "4"]
+    done = subprocess.run([*command, "--json", figures], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "| Softmax | 3 | aclnn |" in done.stdout
+    told = json.loads(figures.read_text(encoding="utf-8"))
+    assert told["primitives"]["Softmax"] == {"count": 3, "kernel": "aclnn"}
+    assert told["fallback_to_cpu"] == []
+    assert told["peak_memory_bytes"] > 0
+    assert told["batch"] == 4
