@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from focal.config import load_config  # noqa: E402
 from focal.config.architectures import PAPER_TOP1  # noqa: E402
 from focal.models.focal_transformer import FocalTransformer  # noqa: E402
-from focal.models.macs import official_multiply_adds, true_multiply_adds  # noqa: E402
+from focal.models.macs import actual_macs, official_macs  # noqa: E402
 
 
 def main() -> None:
@@ -23,8 +23,8 @@ def main() -> None:
             (
                 arch,
                 f"{parameters / 1e6:.2f} M",
-                f"{official_multiply_adds(model) / 1e9:.2f} G",
-                f"{true_multiply_adds(model) / 1e9:.2f} G",
+                f"{official_macs(model) / 1e9:.2f} G",
+                f"{actual_macs(model) / 1e9:.2f} G",
                 f"{top1:.1f} %",
                 f"configs/{arch}.yaml",
             )

@@ -27,10 +27,10 @@ class Prediction:
 
 
 def open_model(path: str, config: Config) -> Runner:
-    """A function from images (B, 3, H, W) to logits, of a .ckpt, .mindir or .onnx file.
+    """A .ckpt, .mindir or .onnx file as a function from images (B, 3, H, W) to logits (B, num_classes).
 
     Raises:
-        UserError: the file is missing, damaged, or of another network.
+        UserError: the file is missing, damaged, or belongs to another network.
     """
     if Path(path).suffix != ".ckpt":
         return open_exported(Path(path))
@@ -42,7 +42,7 @@ def open_model(path: str, config: Config) -> Runner:
 
 
 def class_names(config: Config) -> list[str]:
-    """Names of the classes: as training sees them, if the data are there and have as many, else numbers."""
+    """Names of the classes from the data folder if it has as many as the network; else their numbers."""
     names = find_class_names(config.data.data_url)
     if len(names) == config.model.num_classes:
         return list(names)

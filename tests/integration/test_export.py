@@ -61,7 +61,7 @@ def test_export_and_predict_agree_with_the_checkpoint(file_format, digits, check
     assert "does not take images (3, 96, 96)" in error and "Traceback" not in error
 
 
-def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
+def test_a_file_whose_logits_differ_is_not_kept(digits, tmp_path, monkeypatch):
     """The comparison can fail: a network whose file computes something else is refused and leaves no file."""
     from focal.config import load_config
     from focal.errors import UserError
@@ -94,17 +94,17 @@ def test_a_file_that_differs_is_not_kept(digits, tmp_path, monkeypatch):
         (["--data_url", "docs"], "data_url: docs holds no images"),
     ],
 )
-def test_export_errors(flags, message, checkpoint, digits):
+def test_mistakes_of_an_export_are_one_line_with_a_hint(flags, message, checkpoint, digits):
     error = run("export.py", *SMALL, "--data_url", digits, "--pretrained", checkpoint, *flags, expect=2)
     assert message in error and len([line for line in error.splitlines() if line.startswith("error:")]) == 1
 
 
-def test_missing_checkpoint(digits):
+def test_a_missing_checkpoint_is_named(digits):
     error = run("export.py", *SMALL, "--data_url", digits, "--pretrained", "no.ckpt", expect=2)
     assert "pretrained: no.ckpt does not exist" in error
 
 
-def test_predict_errors(digits, checkpoint, tmp_path):
+def test_mistakes_of_a_prediction_are_one_line_with_a_hint(digits, checkpoint, tmp_path):
     image = next((digits / "val" / "0").glob("*.png"))
     flags = [*SMALL, "--pretrained", checkpoint]
     assert "no image given" in run("scripts/predict.py", *flags, expect=2)
@@ -112,17 +112,17 @@ def test_predict_errors(digits, checkpoint, tmp_path):
     assert "no model given" in run("scripts/predict.py", *SMALL, image, expect=2)
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a model")
-    assert "is no whole ONNX file" in run("scripts/predict.py", *SMALL, "--pretrained", broken, image, expect=2)
+    assert "is not a complete ONNX file" in run("scripts/predict.py", *SMALL, "--pretrained", broken, image, expect=2)
 
 
-def test_find_images_spreads_over_classes(digits):
+def test_images_for_the_check_come_from_all_classes(digits):
     from focal.export.mindir import find_images
 
     found = find_images(str(digits), 8)
     assert len({Path(path).parent for path in found}) == 8
 
 
-def test_folded_bias_changes_nothing(pynative_mode):
+def test_preparing_for_export_keeps_the_logits(pynative_mode):
     import mindspore as ms
 
     from focal.models.inference import prepare_for_export
@@ -134,7 +134,7 @@ def test_folded_bias_changes_nothing(pynative_mode):
     np.testing.assert_allclose(network(images).asnumpy(), before, atol=1e-5)
 
 
-def test_summary_line_is_machine_readable(tmp_path):
+def test_the_quickstart_ends_with_a_machine_readable_line(tmp_path):
     from scripts.quickstart_summary import summarise
 
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"images_per_second": 10.0}) + "\n")
@@ -146,7 +146,7 @@ def test_summary_line_is_machine_readable(tmp_path):
     assert text.splitlines()[-1] == expected
 
 
-def test_digits_are_the_real_ones(digits):
+def test_the_digits_folder_holds_the_real_digits_in_the_reference_split(digits):
     """The image folder holds each 8 x 8 digit blown up by pixel repetition, in the split of the reference figures."""
     from sklearn.datasets import load_digits
 

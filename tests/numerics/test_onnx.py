@@ -11,7 +11,7 @@ pytest.importorskip("onnx", reason="onnx is an optional extra")
 
 
 @pytest.mark.parametrize("name", WITH_FIGURES)
-def test_logits(name, tmp_path, pynative_mode):
+def test_onnx_logits_are_the_authors_for_any_batch_size(name, tmp_path, pynative_mode):
     images = case_input(name)
     write_onnx(loaded_network(name), images.shape[1:], tmp_path / "network.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "network.onnx"), providers=["CPUExecutionProvider"])

@@ -18,7 +18,7 @@ from focal.distributed.memory import compile_ahead
 from focal.export.mindir import SUFFIXES, export_network, open_exported
 from focal.models import create_model
 from focal.models.inference import prepare_for_evaluation
-from focal.models.macs import true_multiply_adds
+from focal.models.macs import actual_macs
 from tools.benchmark import timing
 
 logger = logging.getLogger("focal")
@@ -32,7 +32,7 @@ def run(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     steps = {"infer": inference_step, "train": training_step, "export": exported_step}
     # Backward passes take two products for each one of the forward pass.
     passes = 3 if arguments.command == "train" else 1
-    flops = passes * 2 * true_multiply_adds(config.model) * config.data.batch_size
+    flops = passes * 2 * actual_macs(config.model) * config.data.batch_size
     measured = timing.measure(
         arguments.command,
         lambda: steps[arguments.command](config),

@@ -167,10 +167,9 @@ def _inference(config: Any, mode: str) -> Any:
 
 def take_ascend_forms(network: Any) -> None:
     """Let Cells that choose operations by the device choose those for an Ascend."""
-    for _, cell in network.cells_and_names():
-        for choice in ("use_polynomial", "repeat_first", "spread_first"):
-            if hasattr(cell, choice):
-                setattr(cell, choice, False)
+    from focal.models.cpu_forms import use_cpu_forms
+
+    use_cpu_forms(network, False)
 
 
 if __name__ == "__main__":

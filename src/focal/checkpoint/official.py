@@ -7,6 +7,7 @@ distant tokens torch.topk kept. They are taken over; the others follow from the 
 from __future__ import annotations
 
 import logging
+import math
 from typing import Iterator, Mapping
 
 import numpy as np
@@ -14,8 +15,9 @@ from mindspore import Parameter, Tensor, nn
 
 from focal.checkpoint.files import RANDOM_COUNTER
 from focal.errors import UserError
-from focal.models.attention_builder import AttentionBuilder, ClosestAttentionBuilder
-from focal.models.focal_attention import FocalAttention
+from focal.models.focal_attention import AttentionBuilder, FocalAttention
+from focal.models.focal_keys import key_grid
+from focal.models.official_buffers import block_buffers
 
 logger = logging.getLogger("focal")
 
@@ -86,13 +88,13 @@ def set_key_indices(network: nn.Cell, indices: Mapping[str, np.ndarray]) -> None
     """
     checked = []
     for builder, block, _, attention in _blocks(network):
-        if not isinstance(builder, ClosestAttentionBuilder):
+        if not attention.key_indices:  # version 1
             continue
         levels = []
         for level, parameter in enumerate(attention.key_indices):
             name = f"{block}.attn{KEY_INDICES}{level}"
             value = np.asarray(indices.get(name, parameter.asnumpy())).astype(np.int64)  # (windows, keys)
-            tokens = builder.grid_size(level)
+            tokens = math.prod(key_grid(builder.stage.map, level))
             repeated = (np.diff(np.sort(value, axis=1), axis=1) == 0).any()
             if repeated or value.min() < 0 or value.max() >= tokens:
                 raise UserError(
@@ -111,7 +113,7 @@ def official_buffers(network: nn.Cell) -> dict[str, np.ndarray]:
     return {
         f"{name}.{leaf}": value
         for builder, name, index, attention in _blocks(network)
-        for leaf, value in builder.official_buffers(index, attention).items()
+        for leaf, value in block_buffers(builder.stage, index, attention).items()
     }
 
 

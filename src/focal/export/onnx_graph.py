@@ -1,41 +1,42 @@
-"""A small builder of ONNX graphs: nodes and constants, named as they come."""
+"""A small builder of ONNX graphs; nodes and constants are named in order of creation."""
 
 from __future__ import annotations
 
-from typing import Any, Optional, Sequence
+import importlib
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import numpy as np
 
 from focal.errors import UserError
 
 OPSET = 20  # the first with Gelu; LayerNormalization came with 17
-IR_VERSION = 9  # what ONNX Runtime reads from its version 1.17 on
+IR_VERSION = 9  # ONNX Runtime reads it from version 1.17 on
 
 
-def import_onnx() -> Any:
-    """The onnx package, an optional extra.
+def import_optional(package: str) -> Any:
+    """The module `onnx` or `onnxruntime`, which are optional dependencies.
 
     Raises:
         UserError: it is not installed.
     """
     try:
-        import onnx
+        return importlib.import_module(package)
     except ImportError:
-        raise UserError("file_format: ONNX needs the onnx package; pip install onnx onnxruntime") from None
-    return onnx
+        raise UserError(f"file_format: ONNX needs the {package} package; run pip install onnx onnxruntime") from None
 
 
 class OnnxGraph:
-    """Nodes and constants of a graph under construction. Methods return the name of what a node yields."""
+    """Nodes and constants of a graph under construction. Methods return the name of a node's output."""
 
     def __init__(self) -> None:
-        self.onnx = import_onnx()
+        self.onnx = import_optional("onnx")
         self.nodes: list[Any] = []
         self.constants: dict[bytes, str] = {}
         self.initializers: list[Any] = []
 
     def constant(self, value: np.ndarray) -> str:
-        """A constant; equal ones are kept once."""
+        """The name of a constant; equal constants are stored once."""
         value = np.ascontiguousarray(value)
         key = f"{value.dtype}{value.shape}".encode() + value.tobytes()
         if key not in self.constants:
@@ -51,11 +52,11 @@ class OnnxGraph:
         return outputs[0]
 
     def reshape(self, x: str, *shape: int) -> str:
-        """0 keeps a dimension, -1 is what is left."""
+        """Reshape: 0 keeps a dimension, -1 is inferred."""
         return self.node("Reshape", x, self.constant(np.array(shape, np.int64)))
 
     def gather(self, x: str, table: np.ndarray) -> str:
-        """Rows of axis 1."""
+        """Rows of axis 1 of x, by a table."""
         return self.node("Gather", x, self.constant(table.astype(np.int64)), axis=1)
 
     def transpose(self, x: str, *axes: int) -> str:

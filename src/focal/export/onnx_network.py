@@ -1,7 +1,7 @@
-"""A Focal Transformer as an ONNX graph: the same tables and order of tokens as the network (focal_geometry.py).
+"""A Focal Transformer as an ONNX graph, with the network's own tables and order of tokens (focal_keys.py).
 
-MindSpore's own ONNX export refuses Erf, so the graph is written here, node by node. Position bias and the scale of the
-queries are folded into constants, the batch is dynamic, GELU is the exact one (operator Gelu, which runtimes fuse).
+MindSpore's own ONNX export refuses Erf, so the graph is written here, node by node. The position bias and the scale of
+the queries are folded into constants, the batch size is dynamic, and GELU is exact (the operator Gelu).
 
 Shape legend: B batch; N tokens of a stage, T with pooled tokens; C channels; h heads, d = C / h; G groups of Q queries
 and K keys; P pooled tokens of s * s tokens each.
@@ -15,14 +15,14 @@ from typing import Any, Optional
 import numpy as np
 from mindspore import nn
 
-from focal.export.onnx_graph import OnnxGraph, import_onnx
-from focal.models.focal_attention import FocalAttention
+from focal.export.onnx_graph import OnnxGraph, import_optional
+from focal.models.focal_attention import FocalAttention, GatherRows
 from focal.models.focal_transformer import FocalBlock, FocalStage, FocalTransformer
 from focal.models.layers import PatchEmbed
 from focal.models.window_pooling import WindowPooling
 
 
-def write_onnx(network: FocalTransformer, image_shape: tuple[int, int, int], path: Path) -> None:
+def write_onnx(network: FocalTransformer, image_shape: tuple[int, ...], path: Path) -> None:
     """Write `network` (weights loaded, float32) for images (B, *image_shape) to `path`.
 
     Inputs and outputs of the file: `images` (batch, channels, height, width), `logits` (batch, num_classes).
@@ -42,7 +42,7 @@ def write_onnx(network: FocalTransformer, image_shape: tuple[int, int, int], pat
     graph.node("Identity", x, outputs=["logits"])
     classes = network.head.out_channels if network.head is not None else network.norm.gamma.size
     model = graph.model({"images": ("batch", *image_shape)}, {"logits": ("batch", classes)})
-    import_onnx().save(model, str(path))
+    import_optional("onnx").save(model, str(path))
 
 
 def _array(parameter: Any) -> np.ndarray:
@@ -50,7 +50,7 @@ def _array(parameter: Any) -> np.ndarray:
 
 
 def _dense(graph: OnnxGraph, x: str, cell: nn.Dense, scale_queries: float = 1.0) -> str:
-    """A dense layer; the first third of its outputs, the queries, times `scale_queries`."""
+    """A dense layer; the first third of its outputs, the queries, is scaled by `scale_queries`."""
     weight, bias = _array(cell.weight), _array(cell.bias) if cell.has_bias else None
     if scale_queries != 1.0:
         factor = np.ones(len(weight), np.float32)
@@ -65,28 +65,30 @@ def _norm(graph: OnnxGraph, x: str, cell: nn.LayerNorm) -> str:
 
 def _patch_embed(graph: OnnxGraph, x: str, cell: PatchEmbed) -> str:
     """Map (B, C_in, H, W) -> tokens (B, H' * W', C)."""
-    if cell.pre_norm is not None:  # one group: mean and deviation over channels and places together
+    if cell.pre_norm is not None:  # one group: mean and standard deviation over channels and places together
         flat = graph.node(
             "InstanceNormalization", graph.reshape(x, 0, 1, -1), graph.constant(np.ones(1, np.float32)),
             graph.constant(np.zeros(1, np.float32)), epsilon=float(cell.pre_norm.eps),
         )  # fmt: skip
         flat = graph.node("Reshape", flat, graph.node("Shape", x))
-        weight, bias = (_array(p).reshape(1, -1, 1, 1) for p in (cell.pre_norm.gamma, cell.pre_norm.beta))
-        x = graph.node("Add", graph.node("Mul", flat, graph.constant(weight)), graph.constant(bias))
+        scale, shift = (
+            graph.constant(_array(p).reshape(1, -1, 1, 1)) for p in (cell.pre_norm.gamma, cell.pre_norm.beta)
+        )
+        x = graph.node("Add", graph.node("Mul", flat, scale), shift)
     weight, bias = graph.constant(_array(cell.proj.weight)), graph.constant(_array(cell.proj.bias))
-    x = graph.node("Conv", x, weight, bias, strides=[cell.stride] * 2, pads=[cell.padding] * 4)
+    x = graph.node("Conv", x, weight, bias, strides=cell.proj.stride, pads=[cell.proj.padding] * 4)
     x = graph.transpose(graph.reshape(x, 0, cell.proj.out_channels, -1), 0, 2, 1)  # (B, H' * W', C)
     return x if cell.norm is None else _norm(graph, x, cell.norm)
 
 
 def _stage(graph: OnnxGraph, x: str, stage: FocalStage) -> str:
-    stage_map = stage.builder.stage_map
+    stage_map = stage.settings.map
     x = graph.gather(x, stage_map.raster_to_stage().clip(0))  # (B, N, C)
     for block in stage.blocks:
         x = _block(graph, x, block)
     x = graph.gather(x, stage_map.stage_to_raster())  # (B, H * W, C)
     if stage.downsample is not None:
-        x = graph.reshape(graph.transpose(x, 0, 2, 1), 0, stage.builder.dim, stage.height, stage.width)
+        x = graph.reshape(graph.transpose(x, 0, 2, 1), 0, stage.settings.channels, stage.height, stage.width)
         x = _patch_embed(graph, x, stage.downsample)
     return x
 
@@ -95,11 +97,11 @@ def _block(graph: OnnxGraph, x: str, block: FocalBlock) -> str:
     branch = _norm(graph, x, block.norm1)
     if block.is_token is not None:
         branch = graph.node("Mul", branch, graph.constant(_array(block.is_token)))
-    if block.roll is not None:
+    if isinstance(block.roll, GatherRows):
         branch = graph.gather(branch, block.roll.table.asnumpy())
     tokens = [branch, *(_pool(graph, branch, pool) for pool in block.pool_layers)]
     branch = _attention(graph, graph.node("Concat", *tokens, axis=1) if len(tokens) > 1 else branch, block.attn)
-    if block.unroll is not None:
+    if isinstance(block.unroll, GatherRows):
         branch = graph.gather(branch, block.unroll.table.asnumpy())
     x = graph.node("Add", x, _scaled(graph, branch, block.gamma_1))
     hidden = graph.node("Gelu", _dense(graph, _norm(graph, x, block.norm2), block.mlp.fc1), approximate="none")
@@ -124,8 +126,8 @@ def _pool(graph: OnnxGraph, x: str, pool: WindowPooling) -> str:
     axis = graph.constant(np.array([1]))
     if pool.method == "max":
         return graph.node("ReduceMax", x, axis, keepdims=0)
-    weight = _array(pool.weight).reshape(channels, area).T.reshape(1, area, 1, channels)
-    x = graph.node("ReduceSum", graph.node("Mul", x, graph.constant(weight)), axis, keepdims=0)
+    weight = graph.constant(_array(pool.weight).reshape(channels, area).T.reshape(1, area, 1, channels))
+    x = graph.node("ReduceSum", graph.node("Mul", x, weight), axis, keepdims=0)
     return graph.node("Add", x, graph.constant(_array(pool.bias)))
 
 

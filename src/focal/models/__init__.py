@@ -1,6 +1,6 @@
-"""Model zoo: `create_model(config)`, `create_backbone(config, image_size)`, `list_models()`."""
+"""The networks: `create_model(config)` and `create_backbone(config, image_size)`."""
 
 from focal.models.backbone import create_backbone
-from focal.models.registry import create_model, list_models
+from focal.models.focal_transformer import create_model
 
-__all__ = ["create_backbone", "create_model", "list_models"]
+__all__ = ["create_backbone", "create_model"]

@@ -1,21 +1,42 @@
-"""Which keys each window of queries sees: NumPy tables made once, when the network is built.
+"""Which keys each window of queries sees: NumPy tables that are made once, when the network is built.
+
+Worked example: an 8 x 8 map in windows of 2 x 2 tokens, and the 4 x 4 map of its pooled windows (focal_levels 2).
+Q marks the four queries of the window in the second row and column, which are also keys; o marks its other keys.
+
+                version 1                               version 2
+        (expand_size 1, focal_window 3)               (focal_topK 13)
+        level 0: map      level 1: pooled     level 0: map      level 1: pooled
+        . . . . . . . .   o o o .             . . . . . . . .   o o o o
+        . o o o o . . .   o o o .             . . . o . . . .   o o o o
+        . o Q Q o . . .   o o o .             . . Q Q o . . .   o o o o
+        . o Q Q o . . .   . . . .             . o Q Q o o . .   . o . .
+        . o o o o . . .                       . . o o o . . .
+        . . . . . . . .                       . . . o . . . .
+        . . . . . . . .                       . . . . . . . .
+        . . . . . . . .                       . . . . . . . .
+
+Version 1 (the paper's window-wise focal self-attention) sees its window, a ring of `expand_size` tokens around it, and
+`focal_window` pooled windows on a side. The ring wraps around the map at its border; pooled windows beyond the border
+are masked. Version 2 sees, on each level, the `focal_topK` keys closest to the window's centre, its lower right token
+here; among equally distant keys (13 cuts into such a group on the pooled level) the first in raster order are taken.
 
 Shape legend
     H, W    height and width of a stage's map, in tokens; Hp, Wp: padded to whole windows
     w       window side; nW = (Hp / w) * (Wp / w) windows; N = nW * w * w tokens of the padded map
     P_k     pooled tokens of focal level k >= 1; T = N + sum of P_k: all tokens that can be keys
-    G, Q    groups of queries that share their keys, and queries per group: (nW, w * w), or (1, N) where every window
-            sees the same keys
+    G, Q    groups of queries that share their keys, and queries per group: (nW, w * w), or (1, N) if every window sees
+            the same keys
     K       keys per group, all focal levels together
 
-A stage keeps its tokens in *stage order* from its first block to its last: position in the window first, window second,
-so that stage position = j * nW + window. Windows need no partition or reverse then, and pooling a window is a sum over
-the leading axis. Tables of token indices below are in stage order; pooled tokens follow the N tokens of the map.
+A stage keeps its tokens in *stage order* from its first block to its last: by position in the window, then by window,
+so that stage position = position * nW + window. Windows then need neither partition nor reverse, and pooling a window
+is a sum over the leading axis. Token indices below are stage positions; pooled tokens follow the N tokens of the map.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +44,15 @@ import numpy as np
 MASK_VALUE = -100.0  # what the authors add to the logit of a key that must not be seen
 
 
+# ---- the map and its windows ----
+
+
 @dataclass(frozen=True)
 class StageMap:
-    """A stage's map, cut into windows.
+    """A stage's map of tokens, cut into windows.
 
-    `window_size` is the configured one, or the map's shorter side where that is not larger: then `is_whole` is True,
-    and neither surroundings nor shift apply (focal_transformer.py, FocalTransformerBlock.__init__).
+    `window_size` is the configured one, or the map's shorter side if that is not larger: then `is_whole` is True, and
+    there are neither surroundings nor shift (focal_transformer.py upstream, FocalTransformerBlock.__init__).
     """
 
     height: int
@@ -38,6 +62,7 @@ class StageMap:
 
     @classmethod
     def create(cls, height: int, width: int, window_size: int) -> StageMap:
+        """The map of `height` x `width` tokens, for a configured `window_size`."""
         shorter = min(height, width)
         return cls(height, width, min(window_size, shorter), shorter <= window_size)
 
@@ -48,11 +73,13 @@ class StageMap:
 
     @property
     def padded_hw(self) -> tuple[int, int]:
+        """Hp and Wp."""
         rows, columns = self.windows_hw
         return (rows * self.window_size, columns * self.window_size)
 
     @property
     def num_windows(self) -> int:
+        """nW."""
         rows, columns = self.windows_hw
         return rows * columns
 
@@ -63,6 +90,7 @@ class StageMap:
 
     @property
     def is_padded(self) -> bool:
+        """Whether windows do not tile the map."""
         return self.padded_hw != (self.height, self.width)
 
     def positions(self) -> np.ndarray:
@@ -74,13 +102,13 @@ class StageMap:
         return inside * self.num_windows + window
 
     def raster_to_stage(self) -> np.ndarray:
-        """For every stage position the raster index of its token in the unpadded map, (N,); -1 where padding."""
+        """(N,): the raster index in the unpadded map of the token at each stage position; -1 for padding."""
         table = np.full(self.num_tokens, -1, dtype=np.int64)
         table[self.stage_to_raster()] = np.arange(self.height * self.width)
         return table
 
     def stage_to_raster(self) -> np.ndarray:
-        """For every token of the unpadded map in raster order its stage position, (H * W,)."""
+        """(H * W,): the stage position of each token of the unpadded map, in raster order."""
         return self.positions()[: self.height, : self.width].reshape(-1)
 
     def shift_table(self, shift: int) -> np.ndarray:
@@ -96,7 +124,7 @@ class StageMap:
 
 
 def pooled_window(window_size: int, level: int) -> int:
-    """Side in tokens of what focal level `level` >= 1 pools into one token."""
+    """Side, in tokens, of what focal level `level` >= 1 pools into one token."""
     return window_size // 2 ** (level - 1)
 
 
@@ -107,9 +135,9 @@ def pooled_hw(stage: StageMap, level: int) -> tuple[int, int]:
 
 
 def pooling_table(stage: StageMap, level: int) -> np.ndarray:
-    """(side * side, P_k): stage positions of the tokens pooled into each pooled token, which are in raster order.
+    """(side * side, P_k): stage positions of the tokens pooled into each pooled token, these in raster order.
 
-    Where halved windows do not fill the map (odd sides), it is trimmed evenly, the odd row or column at the end.
+    If halved windows do not fill the map (odd sides), it is trimmed evenly, an odd row or column at the end.
     """
     side = pooled_window(stage.window_size, level)
     rows, columns = pooled_hw(stage, level)
@@ -122,11 +150,11 @@ def pooling_table(stage: StageMap, level: int) -> np.ndarray:
 class KeyTable:
     """Keys of every window, level after level.
 
-    queries: (G, Q) stage positions.
-    keys: (G, K) indices into the T tokens, stage order.
-    bias_index: (G, Q, K) column of the bias table (see position_bias.py) for each pair; `hidden_column`: must not be
-        seen.
-    hidden_column: the column after all others.
+    Attributes:
+        queries: (G, Q) stage positions.
+        keys: (G, K) indices into the T tokens.
+        bias_index: (G, Q, K) column of the bias table (position_bias.py) for each pair of query and key.
+        hidden_column: the last column, after those of all biases; pairs that have it must not be seen.
     """
 
     queries: np.ndarray
@@ -134,8 +162,13 @@ class KeyTable:
     bias_index: np.ndarray
     hidden_column: int
 
+    @property
+    def hidden(self) -> np.ndarray:
+        """(G, K): True for keys that no query of the group may see."""
+        return (self.bias_index == self.hidden_column).all(axis=1)
+
     def share_keys(self) -> KeyTable:
-        """The same attention with one group of N queries, where all windows see the same keys; else unchanged."""
+        """The same attention with one group of N queries if all windows see the same keys; else unchanged."""
         groups, queries, keys = self.bias_index.shape
         if groups == 1 or not (self.keys == self.keys[:1]).all():
             return self
@@ -147,7 +180,42 @@ class KeyTable:
         )
 
 
-# ---- version 1: the window, its surroundings, the pooled windows around it (focal_transformer.py) ----
+# ---- version 1: the window, its surroundings, the pooled windows around it (focal_transformer.py upstream) ----
+
+
+def window_keys(stage: StageMap, levels: int, expand_size: int, shift: int, focal_window: int) -> KeyTable:
+    """Version 1's keys: own window and surroundings (level 0), then the pooled windows of levels 1, 2, ...
+
+    Args:
+        levels: number of focal levels that have keys, the finest included.
+        expand_size: width of the surroundings in tokens; 0 for none.
+        shift: cyclic shift of this block; the shifted window is masked as in Swin.
+        focal_window: side of the focal window, in pooled windows; odd.
+    """
+    w, windows = stage.window_size, stage.num_windows
+    own = stage.query_table()
+    own_index = np.repeat(relative_position_index(w, w)[None], windows, 0)  # (nW, w * w, w * w)
+    if shift:
+        own_index = np.where(shift_mask(stage, shift), -1, own_index)
+    keys, index = [own], [own_index]
+    first_token, first_column = stage.num_tokens, (2 * w - 1) ** 2
+    if expand_size:
+        around = surrounding_tokens(stage, expand_size)  # (nW, S)
+        pairs = np.arange(w * w * around.shape[1]).reshape(1, w * w, -1)
+        keys.append(around)
+        index.append(np.repeat(first_column + pairs, windows, 0))  # (nW, w * w, S)
+        first_column += pairs.size
+    for level in range(1, levels):
+        pooled, inside = pooled_neighbours(stage, level, focal_window)  # (nW, side ** 2)
+        side = focal_window + 2 ** (level - 1) - 1
+        offsets = first_column + relative_position_index(w, side)  # (w * w, side ** 2)
+        keys.append(first_token + pooled)
+        index.append(np.where(inside[:, None, :], offsets[None], -1))  # (nW, w * w, side ** 2)
+        first_token += int(np.prod(pooled_hw(stage, level)))
+        first_column += (w + side - 1) ** 2
+    bias_index = np.concatenate(index, 2)  # (nW, w * w, K)
+    bias_index = np.where(bias_index < 0, first_column, bias_index)
+    return KeyTable(own, np.concatenate(keys, 1), bias_index, first_column).share_keys()
 
 
 def relative_position_index(query_side: int, key_side: int) -> np.ndarray:
@@ -160,7 +228,7 @@ def relative_position_index(query_side: int, key_side: int) -> np.ndarray:
 
 
 def num_surrounding(window_size: int, expand_size: int) -> int:
-    """Keys around a window: four windows shifted diagonally by `expand_size`, less what the window itself holds."""
+    """S: four windows shifted diagonally by `expand_size`, less what the window itself holds."""
     return 4 * (window_size**2 - (window_size - expand_size) ** 2)
 
 
@@ -183,7 +251,7 @@ def surrounding_tokens(stage: StageMap, expand_size: int) -> np.ndarray:
     parts = []
     for outside, roll in zip(outside_window(w, e), ((-e, -e), (-e, e), (e, -e), (e, e))):
         rolled = np.roll(stage.positions(), roll, (0, 1))
-        windows = rolled.reshape(rows, w, columns, w).transpose(0, 2, 1, 3).reshape(-1, w, w)
+        windows = rolled.reshape(rows, w, columns, w).transpose(0, 2, 1, 3).reshape(-1, w, w)  # (nW, w, w)
         parts.append(windows[:, outside])
     return np.concatenate(parts, axis=1)
 
@@ -192,8 +260,8 @@ def pooled_neighbours(stage: StageMap, level: int, focal_window: int) -> tuple[n
     """Pooled tokens around each window: `focal_window + 2 ** (level - 1) - 1` on a side.
 
     Returns:
-        tokens (nW, side ** 2): raster index in the pooled map, clipped to it; inside (nW, side ** 2): False where the
-        place is off the map.
+        tokens (nW, side ** 2): raster index in the pooled map, clipped to it; inside (nW, side ** 2): False for places
+        off the map.
     """
     stride = 2 ** (level - 1)
     side = focal_window + stride - 1
@@ -216,54 +284,34 @@ def shift_mask(stage: StageMap, shift: int) -> np.ndarray:
     return window[:, :, None] != window[:, None, :]
 
 
-def window_keys(stage: StageMap, levels: int, expand_size: int, shift: int, focal_window: int) -> KeyTable:
-    """Version 1's keys: own window, surroundings (level 0), then the pooled windows of levels 1, 2, ...
+# ---- version 2: the closest tokens of the map, then of the pooled map (focal_transformer_v2.py upstream) ----
 
-    Args:
-        levels: focal levels that have keys, the finest included; 0 and 1 leave only the window, and its surroundings.
-        expand_size: surrounding tokens; 0 for none.
-        shift: cyclic shift of this block; the shifted window is masked as Swin does.
-        focal_window: side of the focal window, in pooled tokens; odd.
+
+def closest_keys(stage: StageMap, indices: Sequence[np.ndarray]) -> tuple[KeyTable, list[np.ndarray]]:
+    """Version 2's keys for given indices per level (see `topk_closest_indices`).
+
+    Returns:
+        The table, and per level the distinct relative coordinates (D_k, 2), one for each column of the bias table.
     """
-    area = stage.window_size**2
-    own = stage.query_table()
-    own_index = np.repeat(relative_position_index(stage.window_size, stage.window_size)[None], len(own), 0)
-    if shift:
-        own_index = np.where(shift_mask(stage, shift), -1, own_index)
-    keys, index = [own], [own_index]
-    tokens, columns = stage.num_tokens, (2 * stage.window_size - 1) ** 2
-    if expand_size:
-        around = surrounding_tokens(stage, expand_size)
-        count = around.shape[1]
-        keys.append(around)
-        index.append(np.repeat(columns + np.arange(area * count).reshape(1, area, count), len(own), 0))
-        columns += area * count
-    for level in range(1, levels):
-        pooled, inside = pooled_neighbours(stage, level, focal_window)
-        side = focal_window + 2 ** (level - 1) - 1
-        offsets = columns + relative_position_index(stage.window_size, side)  # (w * w, side ** 2)
-        keys.append(tokens + pooled)
-        index.append(np.where(inside[:, None, :], offsets[None], -1))
-        tokens += int(np.prod(pooled_hw(stage, level)))
-        columns += (stage.window_size + side - 1) ** 2
-    index = np.concatenate(index, 2)
-    return KeyTable(own, np.concatenate(keys, 1), np.where(index < 0, columns, index), columns).share_keys()
-
-
-# ---- version 2: the closest tokens of the map, then of the pooled map (focal_transformer_v2.py) ----
-
-
-def window_centres(stage: StageMap, level: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column, (nWh,) and (nWw,), of each window's centre on the grid that level's keys are measured on."""
-    factor = stage.window_size if level == 0 else 1
-    return tuple(np.arange(count) * factor + (factor // 2 if factor > 1 else 0) for count in stage.windows_hw)
+    keys, index, distinct = [], [], []
+    first_token, first_column = 0, 0
+    for level, chosen in enumerate(indices):
+        coordinates = relative_coordinates(stage, level, chosen)  # (nW, w * w, K, 2)
+        rows, inverse = np.unique(coordinates.reshape(-1, 2), axis=0, return_inverse=True)
+        keys.append(stage.stage_to_raster()[chosen] if level == 0 else first_token + chosen)
+        index.append(first_column + inverse.reshape(coordinates.shape[:3]))
+        distinct.append(rows)
+        first_column += len(rows)
+        first_token += stage.num_tokens if level == 0 else int(np.prod(pooled_hw(stage, level)))
+    table = KeyTable(stage.query_table(), np.concatenate(keys, 1), np.concatenate(index, 2), first_column)
+    return table.share_keys(), distinct
 
 
 def key_grid(stage: StageMap, level: int) -> tuple[int, int]:
-    """Height and width of the grid the closest keys are picked from.
+    """Height and width of the grid that the closest keys are picked from.
 
     Levels above 1 have larger pooled maps, but the authors measure every pooled level on the grid of whole windows and
-    use the index as it is: their first tokens are picked. The figures show it, so it is kept.
+    use the index as it is, so that the first tokens of those maps are picked. Their figures show it, so it is kept.
     """
     return (stage.height, stage.width) if level == 0 else stage.windows_hw
 
@@ -279,16 +327,8 @@ def topk_closest_indices(stage: StageMap, level: int, topk: int) -> np.ndarray:
     return np.sort(np.argsort(distances, axis=1, kind="stable")[:, :topk], axis=1)
 
 
-def _offsets(stage: StageMap, level: int) -> np.ndarray:
-    """(nW, H * W, 2): window centre minus key, in rows and columns of the level's grid."""
-    rows, columns = window_centres(stage, level)
-    centres = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 1, 2)
-    grid = np.stack(np.meshgrid(*map(np.arange, key_grid(stage, level)), indexing="ij"), -1).reshape(1, -1, 2)
-    return centres - grid
-
-
 def relative_coordinates(stage: StageMap, level: int, indices: np.ndarray) -> np.ndarray:
-    """(nW, w * w, K, 2) float32: query minus key in tokens, as version 2's coordinate MLP takes it."""
+    """(nW, w * w, K, 2) float32: query minus key in tokens, the input of version 2's coordinate MLP."""
     offsets = np.take_along_axis(_offsets(stage, level), indices[:, :, None], 1)  # (nW, K, 2)
     if level > 0:
         offsets = offsets * stage.window_size
@@ -297,26 +337,19 @@ def relative_coordinates(stage: StageMap, level: int, indices: np.ndarray) -> np
 
 
 def window_coordinates(window_size: int) -> np.ndarray:
-    """(w, w, 2): row and column of each place of a window, from its centre."""
+    """(w, w, 2): row and column of each place of a window, measured from its centre."""
     within = np.arange(window_size) - window_size // 2
-    return np.stack(np.meshgrid(within, within, indexing="ij"), -1)
+    return _grid(within, within)
 
 
-def closest_keys(stage: StageMap, indices: list[np.ndarray]) -> tuple[KeyTable, list[np.ndarray]]:
-    """Version 2's keys for given indices per level (see `topk_closest_indices`).
+def _offsets(stage: StageMap, level: int) -> np.ndarray:
+    """(nW, H * W, 2): window centre minus key, in rows and columns of the level's grid."""
+    side = stage.window_size if level == 0 else 1  # of a window, in places of the grid
+    centres = _grid(*(np.arange(count) * side + side // 2 for count in stage.windows_hw))
+    keys = _grid(*map(np.arange, key_grid(stage, level)))
+    return centres.reshape(-1, 1, 2) - keys.reshape(1, -1, 2)
 
-    Returns:
-        The table, and per level the distinct relative coordinates (D_k, 2): columns of the bias table.
-    """
-    keys, index, distinct = [], [], []
-    first_token, first_column = 0, 0
-    for level, chosen in enumerate(indices):
-        coordinates = relative_coordinates(stage, level, chosen)
-        rows, inverse = np.unique(coordinates.reshape(-1, 2), axis=0, return_inverse=True)
-        keys.append(stage.stage_to_raster()[chosen] if level == 0 else first_token + chosen)
-        index.append(first_column + inverse.reshape(coordinates.shape[:3]))
-        distinct.append(rows)
-        first_column += len(rows)
-        first_token += stage.num_tokens if level == 0 else int(np.prod(pooled_hw(stage, level)))
-    table = KeyTable(stage.query_table(), np.concatenate(keys, 1), np.concatenate(index, 2), first_column)
-    return table.share_keys(), distinct
+
+def _grid(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(rows, columns, 2): every pair of a row and a column."""
+    return np.stack(np.meshgrid(rows, columns, indexing="ij"), -1)

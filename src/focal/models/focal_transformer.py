@@ -1,78 +1,75 @@
-"""Focal Transformer, versions 1 and 2 (Yang et al. 2021): stages, blocks, head.
+"""Focal Transformer, versions 1 and 2 (Yang et al. 2021): blocks, stages, head.
 
 Shape legend: B batch; H, W a stage's map in tokens; N its tokens in stage order, padding included; T = N plus pooled
-tokens; C channels (see focal_geometry.py for the order of tokens).
+tokens; P tokens of one pooled level; C channels (see focal_keys.py for the order of tokens).
 """
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Sequence
 from typing import Optional
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from focal.config.schema import ModelConfig
-from focal.models.attention_builder import AttentionBuilder, attention_builder
-from focal.models.focal_keys import StageMap
-from focal.models.gather import GatherRows
-from focal.models.layers import Dropout, DropPath, LayerNorm, Mlp, PatchEmbed, dense
-from focal.models.requirements import check_network, pool_method, pooled_levels
+from focal.config.schema import Config, ModelConfig
+from focal.models.focal_attention import AttentionBuilder, GatherRows
+from focal.models.initialization import initialize
+from focal.models.layers import DropoutSource, DropPath, LayerNorm, Mlp, PatchEmbed, dense
+from focal.models.stages import StageSettings, check_network
 from focal.models.window_pooling import WindowPooling
 
+BlockFactors = tuple[Optional[Tensor], Optional[Tensor]]  # of drop path, for both branches: (B, 1) each, or None
+StageFactors = tuple[BlockFactors, ...]  # for each block of a stage; empty if nothing is dropped
 
-class DropoutSource:
-    """Makes the network's dropout Cells, each with a key of its own, all driven by one counter.
 
-    Attributes:
-        counter: None where both dropout rates of the network are 0, as in every published recipe.
+def create_model(config: Config) -> FocalTransformer:
+    """The network of `config.model`, in float32, with weights drawn from `config.run.seed`.
+
+    Returns:
+        A Cell: images (B, in_channels, H, W) -> logits (B, num_classes).
+
+    Raises:
+        ConfigError: settings that no network can have.
     """
-
-    def __init__(self, model: ModelConfig, seed: int) -> None:
-        self.seed = seed
-        self.counter: Optional[Parameter] = None
-        if model.drop_rate or model.attn_drop_rate:
-            self.counter = Parameter(Tensor(0, ms.int32), name="random_counter", requires_grad=False)
-
-    def dropout(self, name: str, rate: float) -> Dropout:
-        return Dropout(rate, zlib.crc32(f"{self.seed}/{name}".encode()) & 0x7FFFFFFF, self.counter)
+    network = FocalTransformer(config.model, config.run.seed)
+    initialize(network, config.run.seed)
+    return network
 
 
 class FocalBlock(nn.Cell):
-    """Attention and MLP, each with LayerNorm before and a residual around: (B, N, C) -> (B, N, C).
+    """Attention and MLP, each with LayerNorm before it and a residual connection around it.
 
-    Padding tokens take part as zeros after the norm, as upstream pads; what becomes of them afterwards is dropped at
-    the end of the stage. A shifted block looks at the map rolled by half a window.
+    Padding tokens are zeros after the norm, as upstream; what they become later is dropped at the end of the stage. A
+    shifted block sees the map rolled by half a window.
+
+    Args:
+        stage: settings of the stage.
+        index: number of the block in it.
+        attention: builds the attention of the stage's blocks.
+        drop_path_rate: probability that a sample skips a branch.
+        dropouts: makes the dropout Cells.
     """
 
     def __init__(
         self,
-        model: ModelConfig,
-        stage: int,
+        stage: StageSettings,
         index: int,
-        builder: AttentionBuilder,
+        attention: AttentionBuilder,
         drop_path_rate: float,
-        source: DropoutSource,
+        dropouts: DropoutSource,
     ) -> None:
         super().__init__()
-        name, stage_map, shift = f"layers.{stage}.blocks.{index}", builder.stage_map, builder.shift(index)
-        channels = model.embed_dim * 2**stage
+        model, channels, name = stage.model, stage.channels, f"layers.{stage.index}.blocks.{index}"
         self.norm1 = LayerNorm(channels)
-        self.pool_layers = nn.CellList(
-            [
-                WindowPooling(pool_method(model, stage), stage_map, level, channels)
-                for level in range(1, pooled_levels(model, stage) + 1)
-            ]
-        )
-        attention_drops = [
-            source.dropout(f"{name}.{kind}", rate)
-            for kind, rate in (("attn", model.attn_drop_rate), ("proj", model.drop_rate))
-        ]
-        self.attn = builder.build(index, *attention_drops)
+        pools = [WindowPooling(stage.pool_method, stage.map, level, channels) for level in range(1, stage.levels)]
+        self.pool_layers = nn.CellList(pools)
+        attn_drop = dropouts.dropout(f"{name}.attn", model.attn_drop_rate)
+        self.attn = attention.build(index, attn_drop, dropouts.dropout(f"{name}.proj", model.drop_rate))
         self.norm2 = LayerNorm(channels)
-        dropouts = tuple(source.dropout(f"{name}.mlp.{layer}", model.drop_rate) for layer in (1, 2))
-        self.mlp = Mlp(channels, int(channels * model.mlp_ratio), dropouts)
+        drop1, drop2 = (dropouts.dropout(f"{name}.mlp.{layer}", model.drop_rate) for layer in (1, 2))
+        self.mlp = Mlp(channels, int(channels * model.mlp_ratio), drop1, drop2)
         self.drop_path1, self.drop_path2 = DropPath(drop_path_rate), DropPath(drop_path_rate)
         if model.recompute:
             self.attn.recompute()
@@ -80,67 +77,82 @@ class FocalBlock(nn.Cell):
         self.gamma_1: Optional[Parameter] = None
         self.gamma_2: Optional[Parameter] = None
         if model.use_layerscale:
-            start = np.full(channels, model.layerscale_value, np.float32)
-            self.gamma_1 = Parameter(Tensor(start), name="gamma_1")
-            self.gamma_2 = Parameter(Tensor(start), name="gamma_2")
+            scale = np.full(channels, model.layerscale_value, np.float32)
+            self.gamma_1, self.gamma_2 = (Parameter(Tensor(scale), name=f"gamma_{number}") for number in (1, 2))
         self.is_token: Optional[Tensor] = None
-        if stage_map.is_padded:
-            self.is_token = Tensor((stage_map.raster_to_stage() >= 0).astype(np.float32).reshape(1, -1, 1))
-        self.roll: Optional[nn.Cell] = None
-        self.unroll: Optional[nn.Cell] = None
-        if shift:
-            table = stage_map.shift_table(shift)
-            self.roll = GatherRows(table, len(table))
-            self.unroll = GatherRows(np.argsort(table), len(table))
+        if stage.map.is_padded:
+            self.is_token = Tensor((stage.map.raster_to_stage() >= 0).astype(np.float32).reshape(1, -1, 1))
+        self.roll, self.unroll = nn.Identity(), nn.Identity()
+        if stage.shift(index):
+            table = stage.map.shift_table(stage.shift(index))
+            self.roll, self.unroll = GatherRows(table, len(table)), GatherRows(np.argsort(table), len(table))
 
-    def construct(self, x: Tensor, kept: tuple = (None, None)) -> Tensor:
-        """x (B, N, C), and for each branch the factors of drop path (B, 1), or None in evaluation -> (B, N, C)."""
+    def construct(self, x: Tensor, factors: BlockFactors = (None, None)) -> Tensor:
+        """x (B, N, C), and for each branch the factors of drop path (B, 1), None in evaluation -> (B, N, C)."""
         branch = self.norm1(x)
         if self.is_token is not None:
             branch = branch * self.is_token.astype(branch.dtype)
-        if self.roll is not None:
-            branch = self.roll(branch)
-        tokens = (branch,)
+        branch = self.roll(branch)
+        tokens: tuple[Tensor, ...] = (branch,)
         for pool in self.pool_layers:
-            tokens += (pool(branch),)
+            tokens += (pool(branch),)  # (B, P, C)
         branch = self.attn(ops.concat(tokens, 1) if len(tokens) > 1 else branch)  # (B, T, C) -> (B, N, C)
-        if self.unroll is not None:
-            branch = self.unroll(branch)
+        branch = self.unroll(branch)
         if self.gamma_1 is not None:
             branch = self.gamma_1.astype(branch.dtype) * branch
-        x = x + self.drop_path1(branch, kept[0])
+        x = x + self.drop_path1(branch, factors[0])
         branch = self.mlp(self.norm2(x))
         if self.gamma_2 is not None:
             branch = self.gamma_2.astype(branch.dtype) * branch
-        return x + self.drop_path2(branch, kept[1])  # (B, N, C)
+        return x + self.drop_path2(branch, factors[1])  # (B, N, C)
 
 
 class FocalStage(nn.Cell):
-    """Blocks on one map, then the downsampling: (B, H * W, C) -> (B, H' * W', 2 * C), raster order."""
+    """Blocks on one map, then the downsampling: (B, H * W, C) -> (B, H' * W', 2 * C), in raster order.
 
-    def __init__(self, builder: AttentionBuilder, blocks: list[FocalBlock], downsample: Optional[PatchEmbed]) -> None:
+    Args:
+        settings: settings of the stage.
+        following: those of the next one; None for the last stage, which has no downsampling.
+        drop_path_rates: rate of each block.
+        dropouts: makes the dropout Cells.
+    """
+
+    def __init__(
+        self,
+        settings: StageSettings,
+        following: Optional[StageSettings],
+        drop_path_rates: Sequence[float],
+        dropouts: DropoutSource,
+    ) -> None:
         super().__init__()
-        self.builder, stage_map = builder, builder.stage_map
-        self.height, self.width = stage_map.height, stage_map.width
-        self.to_stage_order = GatherRows(stage_map.raster_to_stage(), self.height * self.width)
-        self.to_raster_order = GatherRows(stage_map.stage_to_raster(), stage_map.num_tokens)
-        self.blocks = nn.CellList(blocks)
-        self.downsample = downsample
+        self.settings, self.builder = settings, AttentionBuilder(settings)
+        self.height, self.width = settings.map.height, settings.map.width
+        self.to_stage_order = GatherRows(settings.map.raster_to_stage(), self.height * self.width)
+        self.to_raster_order = GatherRows(settings.map.stage_to_raster(), settings.map.num_tokens)
+        self.blocks = nn.CellList(
+            [FocalBlock(settings, i, self.builder, rate, dropouts) for i, rate in enumerate(drop_path_rates)]
+        )
+        self.downsample: Optional[PatchEmbed] = None
+        if following is not None:
+            pre_norm = settings.model.use_pre_norm
+            self.downsample = PatchEmbed(
+                settings.channels, following.channels, *following.convolution, pre_norm=pre_norm
+            )
 
-    def run_blocks(self, x: Tensor, kept: tuple = ()) -> Tensor:
-        """(B, H * W, C) -> (B, H * W, C), raster order; `kept`: for each block what its `construct` takes."""
+    def run_blocks(self, x: Tensor, factors: StageFactors = ()) -> Tensor:
+        """(B, H * W, C) -> (B, H * W, C), raster order; `factors`: for each block those of its `construct`."""
         x = self.to_stage_order(x)  # (B, N, C)
         for index, block in enumerate(self.blocks):
-            x = block(x, kept[index]) if kept else block(x)
-        return self.to_raster_order(x)
+            x = block(x, factors[index]) if factors else block(x)
+        return self.to_raster_order(x)  # (B, H * W, C)
 
     def as_map(self, x: Tensor) -> Tensor:
         """(B, H * W, C) -> (B, C, H, W)."""
         batch, _, channels = x.shape
         return x.transpose((0, 2, 1)).reshape((batch, channels, self.height, self.width))
 
-    def construct(self, x: Tensor, kept: tuple = ()) -> Tensor:
-        x = self.run_blocks(x, kept)
+    def construct(self, x: Tensor, factors: StageFactors = ()) -> Tensor:
+        x = self.run_blocks(x, factors)
         if self.downsample is not None:
             x = self.downsample(self.as_map(x))  # (B, H' * W', 2 * C)
         return x
@@ -149,69 +161,45 @@ class FocalStage(nn.Cell):
 class FocalTransformer(nn.Cell):
     """Images (B, in_channels, H, W) float32 -> logits (B, num_classes).
 
-    With num_classes 0 the head is left out and the pooled features come back. Parameters carry the authors' names; so
-    do version 2's key indices, which are parameters without gradient.
+    With num_classes 0 there is no head, and the pooled features are returned. Parameters have the authors' names; so do
+    version 2's key indices, which are parameters without gradient.
 
-    Sizes beyond upstream: any height and width whose convolutions leave tokens for each stage. Version 1 pads maps to
-    whole windows at the bottom and right, as upstream; with `pad_windows`, so do version 2 and shifted windows: padding
-    tokens are zeros after the norm, version 2 never picks one as a key, and pooled windows count them as zeros.
+    Beyond upstream, any height and width whose convolutions leave tokens for each stage are possible. Version 1 pads
+    maps to whole windows at the bottom and on the right, as upstream; with `pad_windows`, version 2 and shifted windows
+    do as well: padding tokens are zeros after the norm, version 2 never picks one as a key, and pooled windows count
+    them as zeros.
 
     Args:
         model: settings of the network.
-        seed: of drop path and dropout (`initialization.py` sets the weights).
+        seed: of dropout (`create_model` also sets the weights).
 
     Raises:
-        ConfigError: settings that no network can have, see requirements.py.
+        ConfigError: settings that no network can have, see stages.py.
     """
 
     def __init__(self, model: ModelConfig, seed: int = 0) -> None:
         super().__init__()
-        maps = check_network(model)
-        source = DropoutSource(model, seed)
-        self.patch_embed = PatchEmbed(
-            model.in_channels,
-            model.embed_dim,
-            model.patch_size,
-            model.use_conv_embed,
-            is_stem=True,
-            norm=model.patch_norm,
-        )
+        stages, dropouts = check_network(model), DropoutSource(model, seed)
+        first, last = stages[0], stages[-1]
+        self.patch_embed = PatchEmbed(model.in_channels, first.channels, *first.convolution, norm=model.patch_norm)
         self.absolute_pos_embed: Optional[Parameter] = None
         if model.ape:
-            shape = (1, maps[0].height * maps[0].width, model.embed_dim)
-            self.absolute_pos_embed = Parameter(Tensor(np.zeros(shape, np.float32)), name="absolute_pos_embed")
-        self.pos_drop = source.dropout("pos", model.drop_rate)
-        self.layers = nn.CellList(self._build_stages(model, maps, source))
+            zeros = np.zeros((1, first.map.height * first.map.width, first.channels), np.float32)
+            self.absolute_pos_embed = Parameter(Tensor(zeros), name="absolute_pos_embed")
+        self.pos_drop = dropouts.dropout("pos", model.drop_rate)
+        rates, self.layers = iter(model.drop_path_rates), nn.CellList()
+        for stage, following in zip(stages, [*stages[1:], None]):
+            self.layers.append(FocalStage(stage, following, [next(rates) for _ in range(stage.depth)], dropouts))
+        self.norm = LayerNorm(last.channels)
+        self.head: Optional[nn.Dense] = dense(last.channels, model.num_classes) if model.num_classes else None
         self.depths = model.depths
         self.has_drop_path = model.drop_path_rate > 0
         self.keep_rates = Tensor(1 - np.repeat(model.drop_path_rates, 2)[:, None], ms.float32)  # (2 * blocks, 1)
-        features = model.embed_dim * 2 ** (len(model.depths) - 1)
-        self.norm = LayerNorm(features)
-        self.head: Optional[nn.Dense] = dense(features, model.num_classes) if model.num_classes else None
-        self.random_counter = source.counter
-        # A Cell that takes this network in renames its parameters; these names stay.
+        self.random_counter = dropouts.counter
+        # A parent Cell prefixes Parameter.name; keep the original names here.
         self.official_parameters = {_official_name(path): parameter for path, parameter in self.parameters_and_names()}
         for name, parameter in self.official_parameters.items():
             parameter.name = name
-
-    @staticmethod
-    def _build_stages(model: ModelConfig, maps: list[StageMap], source: DropoutSource) -> list[FocalStage]:
-        drop_path_rates = iter(model.drop_path_rates)
-        stages = []
-        for stage, (depth, stage_map) in enumerate(zip(model.depths, maps)):
-            builder = attention_builder(model, stage, stage_map)
-            blocks = []
-            for index in range(depth):
-                block = FocalBlock(model, stage, index, builder, next(drop_path_rates), source)
-                blocks.append(block)
-            downsample = None
-            if stage < len(maps) - 1:
-                channels = model.embed_dim * 2**stage
-                downsample = PatchEmbed(
-                    channels, 2 * channels, 2, model.use_conv_embed, False, True, model.use_pre_norm
-                )
-            stages.append(FocalStage(builder, blocks, downsample))
-        return stages
 
     def embed(self, images: Tensor) -> Tensor:
         """Images -> tokens (B, H * W, C) of stage 0, raster order."""
@@ -220,11 +208,11 @@ class FocalTransformer(nn.Cell):
             x = x + self.absolute_pos_embed.astype(x.dtype)
         return self.pos_drop(x)
 
-    def split_drop_path(self, drop_path: Optional[Tensor], batch: int) -> tuple:
-        """For each stage and block the factors (B, 1) of both branches; empty tuples where nothing is dropped.
+    def split_drop_path(self, drop_path: Optional[Tensor], batch: int) -> tuple[StageFactors, ...]:
+        """For each stage and block the factors (B, 1) of both branches; empty tuples if nothing is dropped.
 
         Args:
-            drop_path: (2 * blocks, B) float32, see `construct`. None: drawn here, by MindSpore's random numbers.
+            drop_path: (2 * blocks, B) float32, see `construct`. None: drawn here, from MindSpore's random numbers.
             batch: B.
         """
         if not (self.training and self.has_drop_path):
@@ -233,9 +221,10 @@ class FocalTransformer(nn.Cell):
             numbers = ops.rand(self.keep_rates.shape[0], batch)
             drop_path = (numbers < self.keep_rates).astype(ms.float32) / self.keep_rates
         rows = ops.split(drop_path, 1, 0)
-        stages, first = (), 0
+        stages: tuple[StageFactors, ...] = ()
+        first = 0
         for depth in self.depths:
-            blocks = ()
+            blocks: StageFactors = ()
             for index in range(first, first + 2 * depth, 2):
                 blocks += ((rows[index].reshape((batch, 1)), rows[index + 1].reshape((batch, 1))),)
             stages, first = stages + (blocks,), first + 2 * depth
@@ -243,11 +232,11 @@ class FocalTransformer(nn.Cell):
 
     def forward_stages(self, images: Tensor, drop_path: Optional[Tensor] = None) -> tuple[Tensor, ...]:
         """Output of each stage after its downsampling, (B, tokens, channels), raster order; the last has none."""
-        kept = self.split_drop_path(drop_path, images.shape[0])
-        x = self.embed(images)
-        outputs = ()
+        factors = self.split_drop_path(drop_path, images.shape[0])
+        x = self.embed(images)  # (B, H * W, C)
+        outputs: tuple[Tensor, ...] = ()
         for index, stage in enumerate(self.layers):
-            x = stage(x, kept[index])
+            x = stage(x, factors[index])
             outputs += (x,)
         return outputs
 
@@ -259,18 +248,13 @@ class FocalTransformer(nn.Cell):
             drop_path: in training, a factor per branch and sample (2 * blocks, B) float32, as
                 focal.data.transforms.drop_path draws them. None: drawn on the device, which no resume can repeat.
         """
-        kept = self.split_drop_path(drop_path, images.shape[0])
-        x = self.embed(images)
-        for index, stage in enumerate(self.layers):
-            x = stage(x, kept[index])
+        x = self.forward_stages(images, drop_path)[-1]
         x = self.norm(x).mean(1)  # (B, C)
-        if self.head is not None:
-            x = self.head(x)
-        return x
+        return x if self.head is None else self.head(x)
 
 
 def _official_name(path: str) -> str:
-    """What the authors' state dict calls the parameter at `path` in our tree of Cells."""
+    """The name in the authors' state dict of the parameter at `path` in our tree of Cells."""
     stem, _, leaf = path.rpartition(".")
     if leaf in ("random_counter", "counter"):  # not upstream
         return "random_counter"

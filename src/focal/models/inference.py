@@ -1,19 +1,19 @@
-"""A network whose weights will not change any more: what depends on weights alone is computed once."""
+"""Networks whose weights will not change any more: what depends on weights alone is computed once."""
 
 from __future__ import annotations
 
 from mindspore import Tensor, nn
 
 from focal.config.schema import StepConfig
+from focal.models.cpu_forms import use_cpu_forms
 from focal.models.focal_attention import FocalAttention
-from focal.models.layers import AddToSamples, NormalCdf
 from focal.models.precision import apply_precision
 
 
 def fold_position_bias(network: nn.Cell) -> None:
-    """Make each attention's bias a constant of the compiled graph. Load weights before, and run the network after.
+    """Make the bias of each attention a constant of the compiled graph. Load weights first, then run the network.
 
-    The network must not be trained or reloaded afterwards: the constant would not follow.
+    The network must not be trained or loaded again: the constant would not follow.
     """
     for _, cell in network.cells_and_names():
         if isinstance(cell, FocalAttention):
@@ -21,19 +21,14 @@ def fold_position_bias(network: nn.Cell) -> None:
 
 
 def prepare_for_evaluation(network: nn.Cell, step: StepConfig) -> None:
-    """Evaluation mode, folded bias, and the precision of `amp_level`: the network as eval.py runs it."""
+    """Evaluation mode, folded bias, and the precision of `amp_level`: the network that eval.py runs."""
     network.set_train(False)
     fold_position_bias(network)
     apply_precision(network, step.amp_level, step.keep_bn_fp32)
 
 
 def prepare_for_export(network: nn.Cell) -> None:
-    """Evaluation mode, folded bias, and the operations that other runtimes know and fuse (Erf, broadcasting additions)
-    in place of those that are faster in MindSpore on a CPU."""
+    """Evaluation mode, folded bias, and the operations that other runtimes know and fuse instead of the CPU's forms."""
     network.set_train(False)
     fold_position_bias(network)
-    for _, cell in network.cells_and_names():
-        if isinstance(cell, NormalCdf):
-            cell.use_polynomial = False
-        elif isinstance(cell, AddToSamples):
-            cell.repeat_first = False
+    use_cpu_forms(network, False)

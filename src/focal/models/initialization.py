@@ -1,6 +1,6 @@
-"""Starting values of all parameters, as the authors' PyTorch code has them.
+"""Initial values of all parameters, as in the authors' PyTorch code.
 
-Each value is a function of (seed, parameter name) alone: equal on all ranks and whatever is built around the network.
+Each value depends on (seed, parameter name) alone: it is equal on all ranks and whatever is built around the network.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from mindspore import Tensor, nn
 def initialize(network: nn.Cell, seed: int) -> None:
     """Set every parameter of `network` in place, by its official name.
 
-    - Dense weights and the tables that upstream draws: normal of deviation 0.02 (timm's trunc_normal_ cuts at the
-      absolute values -2 and 2, which 0.02 does not reach); biases zero; norm scales one.
+    - Dense weights and the tables that upstream draws: normal with standard deviation 0.02 (timm's trunc_normal_ cuts
+      at the absolute values -2 and 2, a hundred standard deviations away); biases zero; norm scales one.
     - fc pooling starts as the mean of its window. (Upstream sets this too, but its `apply(_init_weights)` then draws
-      these weights like any other nn.Linear; the comment beside it and the paper mean the mean.)
+      these weights like any other nn.Linear; the comment beside it and the paper intend the mean.)
     - Convolutions, pooling by convolution included: PyTorch's default, uniform within 1 / sqrt(fan_in).
     - The table of a window's own positions starts at zero; layer scales keep `layerscale_value`.
     """
     shapes = {parameter.name: parameter.shape for parameter in network.get_parameters()}
     for parameter in network.get_parameters():
         weight_shape = shapes.get(parameter.name.rsplit(".", 1)[0] + ".weight", ())
-        value = _start(parameter.name, parameter.shape, weight_shape, _generator(seed, parameter.name))
+        value = _initial_value(parameter.name, parameter.shape, weight_shape, _generator(seed, parameter.name))
         if value is not None:
             parameter.set_data(Tensor(value.astype(np.float32)))
 
@@ -35,10 +35,10 @@ def _generator(seed: int, name: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(name.encode())]))
 
 
-def _start(
+def _initial_value(
     name: str, shape: tuple[int, ...], weight_shape: tuple[int, ...], random: np.random.Generator
 ) -> Optional[np.ndarray]:
-    """Value of one parameter; None: as it was built (zeros; layer scales; counters and indices)."""
+    """Value of one parameter; None keeps it as it was built (zeros, layer scales, counters and key indices)."""
     leaf = name.rsplit(".", 1)[-1]
     if "relative_position_bias_table_to_" in name or name == "absolute_pos_embed":
         return random.normal(0.0, 0.02, shape)

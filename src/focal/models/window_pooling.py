@@ -10,15 +10,15 @@ from typing import Optional
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from focal.models.focal_attention import GatherRows
 from focal.models.focal_keys import StageMap, pooling_table
-from focal.models.gather import GatherRows
 
 
 class WindowPooling(nn.Cell):
-    """(B, N, C) -> (B, P, C), raster order of the pooled map.
+    """(B, N, C) -> (B, P, C), in raster order of the pooled map.
 
-    Tokens come with the position in the window leading, so a window is summed over a leading axis: by a matrix product,
-    which is faster than a reduction on CPU and Ascend alike.
+    In stage order the position in the window leads, so pooling sums over a leading axis. A matrix product does this
+    faster than a reduction, on CPU and Ascend alike.
 
     Args:
         method: fc (one learnable weight per position), conv (one per position and channel), mean or max.

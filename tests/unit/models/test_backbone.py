@@ -14,7 +14,7 @@ from tests.numerics.reference_cases import case_config, case_input, loaded_netwo
 
 
 @pytest.mark.parametrize("case", ["nano_v1", "nano_v2_useconv"])
-def test_maps_at_an_awkward_size(case, pynative_mode):
+def test_a_size_that_windows_do_not_tile_gives_four_normalised_maps(case, pynative_mode):
     config = case_config(case)
     backbone = create_backbone(config, image_size=(100, 70))
     backbone.set_train(False)
@@ -30,7 +30,7 @@ def test_maps_at_an_awkward_size(case, pynative_mode):
         np.testing.assert_allclose(values.std(1), 1, atol=1e-2)
 
 
-def test_maps_are_the_stages_outputs(pynative_mode):
+def test_the_last_map_is_the_normalised_output_of_the_last_stage(pynative_mode):
     """At a size the classifier has too, the last map is its last stage, up to the norm."""
     config = case_config("nano_v2")
     backbone, network = create_backbone(config), create_model(config)
@@ -64,7 +64,7 @@ def test_padding_changes_nothing_outside_the_image(version, pynative_mode):
     before = network(images).asnumpy()
     stage = network.layers[0]
     table = stage.to_stage_order.table.asnumpy().copy()
-    padding = stage.builder.stage_map.raster_to_stage() < 0
+    padding = stage.settings.map.raster_to_stage() < 0
     assert padding.sum() == 8 * 12 - 6 * 10
     table[padding] = 17  # fill the padding with another token
     stage.to_stage_order.table = ms.Tensor(table)
@@ -72,7 +72,7 @@ def test_padding_changes_nothing_outside_the_image(version, pynative_mode):
 
 
 @pytest.mark.parametrize("case", ["nano_v1_layerscale", "nano_v2"])
-def test_weights_of_a_classifier_fit(case, tmp_path, pynative_mode):
+def test_a_backbone_loads_the_weights_of_a_classifier(case, tmp_path, pynative_mode):
     """A checkpoint without head loads into `backbone.network`; the official state dict also inside another Cell."""
     classifier = loaded_network(case)
     state = {name: value for name, value in official_state_dict(classifier).items() if not name.startswith("head.")}

@@ -9,6 +9,7 @@ import itertools
 import numpy as np
 import pytest
 
+from focal.models import focal_keys
 from focal.models.focal_keys import (
     StageMap,
     closest_keys,
@@ -54,10 +55,40 @@ def stage(request):
     return StageMap.create(*request.param)
 
 
+# ---- the worked example ----
+
+
+def drawn_keys(table, first, token_of_place):
+    """Lines of a map with the queries (Q) and other keys (o) of window 5; `token_of_place`: (H, W) token indices."""
+    queries, keys = set(table.queries[5]), set(table.keys[5])
+    assert queries <= keys
+    lines = []
+    for row in first + token_of_place:
+        lines.append(" ".join("Q" if token in queries else "o" if token in keys else "." for token in row))
+    return lines
+
+
+def test_the_worked_example_draws_the_keys_that_the_code_picks():
+    """The drawing at the head of focal_keys.py, character by character."""
+    stage, pooled = StageMap.create(8, 8, 2), np.arange(16).reshape(4, 4)
+    ring = window_keys(stage, levels=2, expand_size=1, shift=0, focal_window=3)
+    closest, _ = closest_keys(stage, [topk_closest_indices(stage, level, 13) for level in range(2)])
+    columns = []
+    for table in (ring, closest):
+        columns.append(drawn_keys(table, 0, stage.positions()))
+        columns.append([*drawn_keys(table, stage.num_tokens, pooled), *[" " * 7] * 4])
+    places = (8, 26, 46, 64)
+    for parts in zip(*columns):
+        line = ""
+        for place, part in zip(places, parts):
+            line = line.ljust(place) + part
+        assert f"\n{line.rstrip()}\n" in focal_keys.__doc__
+
+
 # ---- windows and stage order ----
 
 
-def test_stage_map(stage):
+def test_windows_cover_the_map_with_less_than_a_window_of_padding(stage):
     shorter = min(stage.height, stage.width)
     assert stage.window_size <= shorter and stage.is_whole == (stage.window_size == shorter)
     rows, columns = stage.windows_hw
@@ -67,13 +98,13 @@ def test_stage_map(stage):
     assert stage.is_padded == (raster_map(stage) == -1).any()
 
 
-def test_window_not_larger_than_the_map():
+def test_a_map_that_is_not_larger_than_a_window_is_one_row_of_windows():
     """`window_size` of the shorter side leaves one row of windows, with neither surroundings nor shift."""
     assert StageMap.create(7, 7, 7).is_whole and StageMap.create(4, 9, 7).is_whole
     assert StageMap.create(4, 9, 7).windows_hw == (1, 3) and not StageMap.create(8, 8, 7).is_whole
 
 
-def test_stage_order(stage):
+def test_stage_order_is_by_position_in_the_window_then_by_window(stage):
     """Stage position j * nW + n: place j of window n."""
     order = stage.raster_to_stage()
     windows = partition(raster_map(stage), stage.window_size)
@@ -86,7 +117,7 @@ def test_stage_order(stage):
 
 
 @pytest.mark.parametrize("shift", [1, 2, 3])
-def test_shift_table(stage, shift):
+def test_the_shift_table_rolls_the_padded_map(stage, shift):
     """Gathering by the table is rolling the padded map by (-shift, -shift)."""
     rolled = np.roll(raster_map(stage), (-shift, -shift), (0, 1))
     expected = np.stack([window.reshape(-1) for window in partition(rolled, stage.window_size)])  # (nW, w * w)
@@ -98,7 +129,7 @@ def test_shift_table(stage, shift):
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
-def test_pooling(stage, level):
+def test_pooled_tokens_gather_halved_windows_of_the_trimmed_map(stage, level):
     """Windows halved `level - 1` times, of a map trimmed evenly where they do not fill it."""
     side = stage.window_size // 2 ** (level - 1)
     assert pooled_window(stage.window_size, level) == side
@@ -120,7 +151,7 @@ def test_pooling(stage, level):
 
 
 @pytest.mark.parametrize(("query_side", "key_side"), [(2, 2), (4, 4), (7, 3), (3, 6), (1, 5)])
-def test_relative_position_index(query_side, key_side):
+def test_relative_position_index_is_that_of_the_offset_in_a_square_table(query_side, key_side):
     index = relative_position_index(query_side, key_side)
     span = query_side + key_side - 1
     places = itertools.product(range(query_side), range(query_side))
@@ -131,7 +162,7 @@ def test_relative_position_index(query_side, key_side):
 
 
 @pytest.mark.parametrize("expand", [1, 2, 3, 4])
-def test_surroundings(stage, expand):
+def test_surroundings_are_four_windows_moved_diagonally(stage, expand):
     """Four windows moved diagonally by `expand` on the torus, each without what lies in the window itself."""
     w = stage.window_size
     if expand > w:
@@ -149,7 +180,7 @@ def test_surroundings(stage, expand):
         np.testing.assert_array_equal(around[n], expected)
 
 
-def test_surroundings_are_a_ring():
+def test_surroundings_form_a_ring_around_the_window():
     """Far from the border: all tokens within `expand` of the window, those of four arms twice, and no other."""
     stage, expand = StageMap.create(20, 20, 4), 2
     seen = tokens_at(stage, surrounding_tokens(stage, expand))[12]  # the window at rows and columns 8 to 11
@@ -160,7 +191,7 @@ def test_surroundings_are_a_ring():
 
 @pytest.mark.parametrize("focal_window", [1, 3, 5, 7])
 @pytest.mark.parametrize("level", [1, 2, 3])
-def test_pooled_neighbours(stage, level, focal_window):
+def test_pooled_neighbours_are_those_of_the_authors_unfold(stage, level, focal_window):
     """nn.Unfold with the authors' kernel, stride and padding, less the rows and columns they drop."""
     stride, skipped = 2 ** (level - 1), 2 ** (level - 1) - 1
     kernel = 2 * (focal_window // 2) + stride + skipped
@@ -181,7 +212,7 @@ def test_pooled_neighbours(stage, level, focal_window):
 
 @pytest.mark.parametrize("case", [case for case in MAPS if not StageMap.create(*case).is_whole], ids=str)
 @pytest.mark.parametrize("shift", [1, 2])
-def test_shift_mask(case, shift):
+def test_the_shift_mask_hides_places_from_other_regions_of_the_map(case, shift):
     """After rolling, two places see each other if they stood in one region of Swin's nine before."""
     stage = StageMap.create(*case)
     w = stage.window_size
@@ -196,7 +227,7 @@ def test_shift_mask(case, shift):
 
 
 @pytest.mark.parametrize(("levels", "expand", "shift"), [(1, 0, 0), (1, 2, 0), (3, 0, 0), (3, 2, 0), (2, 2, 2)])
-def test_window_keys(levels, expand, shift):
+def test_window_keys_put_all_levels_side_by_side(levels, expand, shift):
     """All parts side by side: keys, and for each pair the column of the bias table, hidden pairs apart."""
     stage, focal_window = StageMap.create(12, 8, 4), 3
     table = window_keys(stage, levels, expand, shift, focal_window)
@@ -233,7 +264,7 @@ def test_window_keys(levels, expand, shift):
 @pytest.mark.parametrize("case", TILED, ids=str)
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize("topk", [1, 5, 16, 10**6])
-def test_closest_tokens(case, level, topk):
+def test_the_closest_tokens_are_picked_and_ties_go_to_the_first(case, level, topk):
     """No token left out is closer to the window's centre than one picked; ties go to the first in raster order."""
     stage = StageMap.create(*case)
     w, (rows, columns) = stage.window_size, stage.windows_hw
@@ -252,7 +283,7 @@ def test_closest_tokens(case, level, topk):
 
 @pytest.mark.parametrize("case", TILED, ids=str)
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_relative_coordinates(case, level):
+def test_relative_coordinates_are_query_minus_key_in_tokens(case, level):
     """Query minus key, in tokens of the map; a pooled key stands for the centre of a whole window."""
     stage = StageMap.create(*case)
     w, (_, columns) = stage.window_size, stage.windows_hw
@@ -273,7 +304,7 @@ def test_relative_coordinates(case, level):
 
 @pytest.mark.parametrize("case", TILED, ids=str)
 @pytest.mark.parametrize("topk", [5, 10**6])
-def test_closest_keys(case, topk):
+def test_closest_keys_give_every_query_its_keys_and_coordinates(case, topk):
     stage = StageMap.create(*case)
     w, windows = stage.window_size, stage.num_windows
     levels = 1 if w == 1 else 3

@@ -1,4 +1,4 @@
-"""Starting values by their statistics; same seed, same network."""
+"""Initial values by their statistics; the same seed gives the same network."""
 
 import mindspore as ms
 import numpy as np
@@ -35,8 +35,8 @@ def matching(parameters, *parts, without=()):
     }
 
 
-def test_dense_weights(parameters):
-    """Normal of deviation 0.02: qkv, proj, MLP, head, and version 2's coordinate MLPs."""
+def test_dense_weights_are_normal(parameters):
+    """Normal with standard deviation 0.02: qkv, proj, MLP, head, and version 2's coordinate MLPs."""
     dense = {
         name: value
         for name, value in matching(parameters, ".weight", without=(".pool_layers.",)).items()
@@ -52,7 +52,7 @@ def test_dense_weights(parameters):
     assert abs(pooled.std() - 0.02) < 5 * 0.02 / np.sqrt(2 * pooled.size)
 
 
-def test_tables(parameters):
+def test_bias_tables_start_as_upstream(parameters):
     """Version 1: zeros for the window's own positions, normal for the others; absolute positions normal."""
     drawn = matching(parameters, "bias_table_to_neighbors", "bias_table_to_windows", "absolute_pos_embed")
     zeros = matching(parameters, "relative_position_bias_table", without=("_to_",))
@@ -65,7 +65,7 @@ def test_tables(parameters):
         assert len(zeros) == 5 and len(matching(drawn, "_to_neighbors")) == 2 and matching(drawn, "_to_windows.")
 
 
-def test_biases_and_norms(parameters):
+def test_biases_start_at_zero_and_norms_at_one(parameters):
     vectors = [name for name, value in parameters.items() if name.endswith(".weight") and value.ndim == 1]
     norms = [name[: -len(".weight")] for name in vectors]
     assert {"norm", "layers.0.blocks.0.norm1", "layers.0.downsample.norm", "patch_embed.norm"} <= set(norms)
@@ -78,19 +78,19 @@ def test_biases_and_norms(parameters):
             assert not value.any(), name
 
 
-def test_layerscale(parameters):
+def test_layer_scales_start_at_layerscale_value(parameters):
     for name, value in matching(parameters, ".gamma_").items():
         np.testing.assert_array_equal(value, 0.25, err_msg=name)
 
 
-def test_pooling_starts_at_the_mean(parameters):
+def test_fc_pooling_starts_as_the_mean(parameters):
     weights = matching(parameters, ".pool_layers.")
     weights = {name: value for name, value in weights.items() if name.endswith(".weight") and value.ndim == 2}
     for name, value in weights.items():
         np.testing.assert_allclose(value, np.full(value.shape, 1 / value.size), rtol=1e-6, err_msg=name)
 
 
-def test_convolutions(parameters):
+def test_convolutions_are_uniform_within_pytorchs_bound(parameters):
     """PyTorch's default: weight and bias uniform within 1 / sqrt(fan_in), pooling by convolution included."""
     weights = {name: value for name, value in parameters.items() if value.ndim == 4 and name.endswith(".weight")}
     assert "patch_embed.proj.weight" in weights and "layers.2.downsample.proj.weight" in weights
@@ -103,7 +103,7 @@ def test_convolutions(parameters):
         assert np.abs(weight).max() > 0.9 * bound
 
 
-def test_every_parameter_has_a_rule(parameters):
+def test_only_the_right_parameters_are_constant(parameters):
     """Nothing is constant that should be drawn, and the other way round."""
     constant = {name for name, value in parameters.items() if value.size > 1 and np.ptp(value) == 0}
     for name in constant:
@@ -117,7 +117,7 @@ def test_every_parameter_has_a_rule(parameters):
 
 
 @pytest.mark.parametrize("case", ["nano_v1", "nano_v2_useconv"])
-def test_seed(case):
+def test_the_seed_decides_every_random_value(case):
     first, again, other = (create_model(case_config(case, seed=seed)) for seed in (3, 3, 4))
     for parameter, same, different in zip(*(n.trainable_params() for n in (first, again, other))):
         np.testing.assert_array_equal(parameter.asnumpy(), same.asnumpy())
@@ -125,7 +125,7 @@ def test_seed(case):
             assert (parameter.asnumpy() != different.asnumpy()).mean() > 0.99, parameter.name
 
 
-def test_mindspores_seed_and_other_networks_do_not_matter():
+def test_neither_mindspores_seed_nor_other_networks_change_the_values():
     ms.set_seed(1)
     first = create_model(case_config("nano_v1")).head.weight.asnumpy()
     ms.set_seed(2)
@@ -133,28 +133,28 @@ def test_mindspores_seed_and_other_networks_do_not_matter():
     np.testing.assert_array_equal(create_model(case_config("nano_v1")).head.weight.asnumpy(), first)
 
 
-def test_shared_parts_of_two_networks_start_alike():
-    """A value is a function of seed and name: a new head leaves the rest as it was."""
+def test_another_head_leaves_all_other_values_as_they_are():
+    """A value is a function of seed and name alone."""
     ten, five = create_model(case_config("nano_v1")), create_model(case_config("nano_v1", num_classes=5))
     for name, parameter in ten.official_parameters.items():
         if not name.startswith("head."):
             np.testing.assert_array_equal(parameter.asnumpy(), five.official_parameters[name].asnumpy())
 
 
-def test_qkv_without_bias():
+def test_qkv_bias_false_leaves_out_the_bias_of_qkv():
     config = case_config("nano_v1", qkv_bias=False)
     names = {p.name for p in create_model(config).trainable_params()}
     assert "layers.0.blocks.0.attn.qkv.weight" in names and "layers.0.blocks.0.attn.qkv.bias" not in names
 
 
-def test_key_indices_and_counter_are_not_learnt():
+def test_key_indices_have_no_gradient():
     network = create_model(case_config("nano_v2"))
     buffers = {name for name, entry in listing("nano_v2")["state_dict"].items() if "topk_cloest_indice" in name}
     assert {p.name for p in network.get_parameters() if not p.requires_grad} == buffers
 
 
-def test_first_loss_is_that_of_chance(pynative_mode):
-    """A fresh network spreads its bets: cross-entropy near log(classes)."""
+def test_the_loss_of_a_new_network_is_that_of_chance(pynative_mode):
+    """Cross-entropy near log(classes): a new network prefers no class."""
     config = load_config({"arch": "focalv2_tiny_useconv_patch4_window7_224", "embed_dim": 24, "depths": [1, 1, 1, 1],
                           "num_heads": [1, 2, 4, 8], "num_classes": 100, "image_size": 112})  # fmt: skip
     network = create_model(config)

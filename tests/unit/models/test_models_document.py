@@ -13,7 +13,7 @@ from focal.config import load_config
 from focal.config.architectures import PAPER_TOP1, published_archs
 from focal.config.schema import ModelConfig
 from focal.models import create_model
-from focal.models.macs import official_multiply_adds, true_multiply_adds
+from focal.models.macs import actual_macs, official_macs
 from tests.numerics.reference_cases import listing
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -21,15 +21,15 @@ TEXT = (ROOT / "docs" / "models.md").read_text()
 
 
 @pytest.mark.parametrize("arch", published_archs())
-def test_table(arch):
+def test_the_table_of_models_holds_the_computed_figures(arch):
     model = load_config({"arch": arch}).model
     parameters = sum(int(np.prod(s)) for s, _, kind in listing(arch)["state_dict"].values() if kind == "param")
-    row = [arch, f"{parameters / 1e6:.2f} M", f"{official_multiply_adds(model) / 1e9:.2f} G",
-           f"{true_multiply_adds(model) / 1e9:.2f} G", f"{PAPER_TOP1[arch]} %"]  # fmt: skip
+    row = [arch, f"{parameters / 1e6:.2f} M", f"{official_macs(model) / 1e9:.2f} G",
+           f"{actual_macs(model) / 1e9:.2f} G", f"{PAPER_TOP1[arch]} %"]  # fmt: skip
     assert f"| {' | '.join(row)} |" in TEXT
 
 
-def test_every_option_is_explained_once():
+def test_every_model_key_is_explained_once():
     options = TEXT[TEXT.index("## Options") : TEXT.index("## Image sizes")]
     first_column = " ".join(re.findall(r"^\|([^|]*)\|", options, re.MULTILINE))
     explained = re.findall(r"`(\w+)`", first_column)
@@ -38,7 +38,7 @@ def test_every_option_is_explained_once():
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_backbone_example(version, tmp_path, monkeypatch, capsys, pynative_mode):
+def test_the_backbone_example_runs_as_it_stands(version, tmp_path, monkeypatch, capsys, pynative_mode):
     """The command and the code as they stand, but for the image size, the kind of file and, once, the version."""
     lines = [line for line in TEXT.splitlines() if "convert_weights.py" in line and "--image_size" in line]
     command = lines[0].split()

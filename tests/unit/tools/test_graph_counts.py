@@ -8,7 +8,7 @@ import pytest
 
 from focal.config import load_config
 from focal.errors import UserError
-from focal.models.macs import true_multiply_adds
+from focal.models.macs import actual_macs
 from tests.integration.test_distributed import NANO
 from tools.graph_report.counts import dump_training_graph, kernels, parse_graph
 from tools.scaling import count_graph
@@ -85,7 +85,7 @@ def test_the_real_graph_of_a_small_network(tmp_path: Path) -> None:
     (tmp_path / "nano.yaml").write_text(NANO)
     text, told = dump_training_graph(str(tmp_path / "nano.yaml"), 16, tmp_path)
     counts = count_graph(told["arch"], told["batch"], text, told["sizes"])
-    forward = 2 * true_multiply_adds(load_config(tmp_path / "nano.yaml").model) * 16
+    forward = 2 * actual_macs(load_config(tmp_path / "nano.yaml").model) * 16
     # Not to the digit: the first convolution needs no gradient of the image (less), coordinate MLPs have some (more).
     assert 2.6 * forward < counts.operations < 3.3 * forward
     assert counts.bytes(fused=True) < counts.bytes(fused=False)

@@ -1,11 +1,44 @@
-"""Gathers by fixed tables against plain indexing, forward and gradient, in both modes of MindSpore."""
+"""Attention and its gathers against plain indexing and differentiation, forward and gradient, in both modes."""
 
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import ops
+from mindspore import Parameter, Tensor, nn, ops
 
-from focal.models.gather import FEW_USES, GatherRows, MergeHeads, SplitHeads, SumUses, places_using_rows
+from focal.models import focal_attention
+from focal.models.focal_attention import (
+    FEW_USES,
+    GatherRows,
+    MergeHeads,
+    SplitHeads,
+    SumUses,
+    WindowedProducts,
+    places_using_rows,
+)
+from focal.models.focal_keys import StageMap, closest_keys, topk_closest_indices, window_keys
+from focal.models.layers import Dropout
+
+# ---- the worked example ----
+
+
+def test_the_worked_example_numbers_the_tokens_and_keys_as_the_code_does():
+    """The drawing at the head of focal_attention.py, line by line."""
+    stage, text = StageMap.create(8, 8, 2), focal_attention.__doc__
+    positions, pooled = stage.positions(), 64 + np.arange(16).reshape(4, 4)
+    for row in range(8):
+        drawn = " ".join(f"{token:2d}" for token in positions[row])
+        if row < 4:
+            drawn += "     " + " ".join(map(str, pooled[row]))
+        assert f"        {drawn}" in text
+    ring = window_keys(stage, levels=2, expand_size=1, shift=0, focal_window=3)
+    closest, _ = closest_keys(stage, [topk_closest_indices(stage, level, 13) for level in range(2)])
+    assert ring.keys.shape == (16, 25) and closest.keys.shape == (16, 26)
+    assert list(ring.queries[5]) == list(closest.queries[5]) == [5, 21, 37, 53]
+    for keys in (ring.keys[5, :4], ring.keys[5, 4:16], ring.keys[5, 16:], closest.keys[5, :13], closest.keys[5, 13:]):
+        assert f" {' '.join(map(str, keys))}\n" in text
+
+
+# ---- gathers ----
 
 
 @pytest.fixture(params=[ms.GRAPH_MODE, ms.PYNATIVE_MODE], ids=["graph", "pynative"])
@@ -56,7 +89,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_inverse_table(name):
+def test_the_inverse_of_a_table_lists_every_place_that_takes_a_row(name):
     table, num_rows = TABLES[name]
     table = table.reshape(-1)
     inverse = places_using_rows(table, num_rows, skip=table < 0)
@@ -69,7 +102,7 @@ def test_inverse_table(name):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_gather_rows(name, any_mode):
+def test_gathered_rows_and_their_gradient_equal_plain_indexing(name, any_mode):
     table, num_rows = TABLES[name]
     cell, rows = GatherRows(table, num_rows), random(2, num_rows, 3)
     table = table.reshape(-1)
@@ -82,7 +115,7 @@ def test_gather_rows(name, any_mode):
     )
 
 
-def test_not_a_number_in_a_gap_stays_there(any_mode):
+def test_a_nan_in_a_place_without_a_row_does_not_flow_back(any_mode):
     """Nothing flows back from places without a row, not even a NaN."""
     table, num_rows = TABLES["gaps"]
     weight = np.ones((1, len(table), 2), np.float32)
@@ -91,8 +124,8 @@ def test_not_a_number_in_a_gap_stays_there(any_mode):
     np.testing.assert_array_equal(result[0, :, 0], [2, 0, 0, 3, 0, 1, 0])
 
 
-@pytest.mark.parametrize("parts", [None, [4, 6], [1, 2, 3, 4]])
-def test_sum_uses_in_parts(parts, any_mode):
+@pytest.mark.parametrize("parts", [(), [4, 6], [1, 2, 3, 4]])
+def test_summing_in_parts_gives_the_same_sums(parts, any_mode):
     """Rows that are used about equally often are summed together; the result does not depend on the division."""
     table, num_rows = TABLES["uneven"]
     places = random(2, len(table), 3)
@@ -100,10 +133,10 @@ def test_sum_uses_in_parts(parts, any_mode):
     np.testing.assert_allclose(result, scatter(table, places, num_rows), atol=1e-5)
 
 
-def split_case(groups, queries, keys, tokens, seed, hidden_share=0.3):
+def split_case(groups, queries, keys, tokens, seed, hidden_fraction=0.3):
     draw = np.random.default_rng(seed)
     table = draw.integers(0, sum(tokens), (groups, keys))
-    hidden = draw.random((groups, keys)) < hidden_share
+    hidden = draw.random((groups, keys)) < hidden_fraction
     return draw.permutation(tokens[0])[: groups * queries].reshape(groups, queries), table, hidden
 
 
@@ -112,7 +145,7 @@ def split_case(groups, queries, keys, tokens, seed, hidden_share=0.3):
     [(3, 4, 5, [12]), (3, 4, 6, [12, 3]), (1, 12, 15, [12, 3]), (12, 1, 14, [12, 2, 4])],
 )
 @pytest.mark.parametrize("heads", [1, 2])
-def test_split_heads(groups, queries, keys, tokens, heads, any_mode):
+def test_split_heads_gathers_the_queries_keys_and_values_of_each_group(groups, queries, keys, tokens, heads, any_mode):
     """Against reshape, transpose and fancy indexing; hidden keys get no gradient."""
     query_table, key_table, hidden = split_case(groups, queries, keys, tokens, seed=groups)
     cell = SplitHeads(query_table, key_table, hidden, tokens, heads)
@@ -137,7 +170,7 @@ def test_split_heads(groups, queries, keys, tokens, heads, any_mode):
     np.testing.assert_allclose(result, flowing, atol=1e-5)
 
 
-def test_hidden_keys_are_left_out_of_the_gradient(any_mode):
+def test_hidden_keys_get_no_gradient(any_mode):
     query_table, key_table, hidden = split_case(3, 4, 6, [12, 3], seed=5)
     cell = SplitHeads(query_table, key_table, hidden, [12, 3], 1)
     ones = [ms.Tensor(np.ones((1, 3, count, 1), np.float32)) for count in (4, 6, 6)]
@@ -146,7 +179,7 @@ def test_hidden_keys_are_left_out_of_the_gradient(any_mode):
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (1, 12), (12, 1)])
-def test_merge_heads(shape, any_mode):
+def test_merge_heads_puts_every_token_back_in_its_place(shape, any_mode):
     queries, heads, depth = np.random.default_rng(2).permutation(12).reshape(shape), 2, 3
     cell, attended = MergeHeads(queries, heads), random(2, heads * shape[0], shape[1], depth)
     expected = np.zeros((2, 12, heads * depth), np.float32)
@@ -163,7 +196,7 @@ def test_merge_heads(shape, any_mode):
     np.testing.assert_allclose(result, flowing.reshape(attended.shape), atol=1e-6)
 
 
-def test_gradient_is_mindspores_own(any_mode):
+def test_the_gradient_of_a_gather_equals_mindspores_own(any_mode):
     """The same gather without our bprop, differentiated by MindSpore."""
     table, num_rows = TABLES["many_uses"]
     index, rows, weight = ms.Tensor(table.astype(np.int32)), random(2, num_rows, 3), random(2, len(table), 3, seed=4)
@@ -175,3 +208,60 @@ def test_gradient_is_mindspores_own(any_mode):
         gradient(GatherRows(table, num_rows), rows, [ms.Tensor(weight)]),
         ms.grad(plain)(ms.Tensor(rows)).asnumpy(), atol=1e-5,
     )  # fmt: skip
+
+
+# ---- attention ----
+
+HEADS, DEPTH, TOKENS = 2, 3, 10
+QUERIES = np.arange(8).reshape(2, 4)
+KEYS = np.array([[0, 1, 2, 3, 8], [4, 5, 6, 7, 9]])
+
+
+def windowed_products(scale, attn_drop):
+    split_heads = SplitHeads(QUERIES, KEYS, np.zeros(KEYS.shape, bool), [8, 2], HEADS)
+    return WindowedProducts(scale, split_heads, attn_drop)
+
+
+class Differentiated(nn.Cell):
+    """The same forward pass, whose gradient MindSpore derives."""
+
+    def __init__(self, products):
+        super().__init__()
+        self.products = products
+
+    def construct(self, qkv, bias):
+        return self.products.construct(qkv, bias)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_written_gradient_of_the_attention_is_that_of_its_forward_pass(rate, training):
+    counter = Parameter(Tensor(3, ms.int32), name="counter", requires_grad=False)
+    products = windowed_products(DEPTH**-0.5, Dropout(rate, 17, counter)).set_train(training)
+    rng = np.random.default_rng(1)
+    qkv = rng.standard_normal((2, TOKENS, 3 * HEADS * DEPTH)).astype(np.float32)
+    bias = rng.standard_normal((1, HEADS * 2, 4, 5)).astype(np.float32)
+    sensitivity = Tensor(rng.standard_normal((2, HEADS * 2, 4, DEPTH)).astype(np.float32))
+
+    def gradients(cell):
+        def loss(qkv, bias):
+            return (cell(qkv, bias)[0] * sensitivity).sum()
+
+        return ops.value_and_grad(loss, (0, 1))(Tensor(qkv), Tensor(bias))
+
+    (loss, ours), (expected_loss, expected) = gradients(products), gradients(Differentiated(products))
+    assert float(loss) == float(expected_loss)
+    for gradient, reference in zip(ours, expected):
+        reference = reference.asnumpy()
+        assert np.abs(reference).max() > 0.1
+        np.testing.assert_allclose(gradient.asnumpy(), reference, rtol=1e-4, atol=1e-5)
+
+
+def test_the_dropout_of_attention_weights_takes_part():
+    counter = Parameter(Tensor(3, ms.int32), name="counter", requires_grad=False)
+    outputs = []
+    for rate in (0.0, 0.4):
+        products = windowed_products(1.0, Dropout(rate, 17, counter)).set_train(True)
+        ones = Tensor(np.ones((1, TOKENS, 3 * HEADS * DEPTH), np.float32))
+        outputs.append(products(ones, Tensor(np.zeros((1, HEADS * 2, 4, 5), np.float32)))[0].asnumpy())
+    assert np.allclose(outputs[0], 1) and outputs[1].std() > 0.1

@@ -1,4 +1,4 @@
-"""House rules that a file or a class can break."""
+"""House rules that any file of the package can break."""
 
 import ast
 import subprocess
@@ -6,13 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from mindspore import nn
 
-from focal.models import create_model
-from focal.models.focal_attention import FocalAttention
-from tests.numerics.reference_cases import case_config
-
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src" / "focal").rglob("*.py"))
 
 
@@ -21,8 +16,8 @@ def relative(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_files_stay_under_450_lines(path):
-    assert len(path.read_text().splitlines()) <= 450
+def test_files_stay_under_400_lines(path):
+    assert len(path.read_text().splitlines()) <= 400
 
 
 def classes_with_softmax():
@@ -38,20 +33,11 @@ def classes_with_softmax():
     return found
 
 
-def test_one_attention_cell_in_the_sources():
-    assert classes_with_softmax() == ["WindowedProducts", "SoftmaxGradient"]  # FocalAttention's inner parts
+def test_only_the_one_attention_takes_a_softmax():
+    assert classes_with_softmax() == ["SoftmaxGradient", "WindowedProducts"]  # both are parts of FocalAttention
 
 
-@pytest.mark.parametrize("case", ["nano_v1", "nano_v2"])
-def test_one_attention_cell_in_both_versions(case):
-    network = create_model(case_config(case))
-    blocks = [block for stage in network.layers for block in stage.blocks]
-    assert {type(block.attn) for block in blocks} == {FocalAttention}
-    assert not FocalAttention.__subclasses__()
-    assert {type(block) for block in blocks} == {type(create_model(case_config("nano_v1")).layers[0].blocks[0])}
-
-
-def test_both_versions_run_the_same_code():
+def test_no_construct_asks_for_the_version():
     """No Cell's `construct` asks for the version; a version is a geometry and a bias."""
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -71,7 +57,7 @@ def test_sources_do_not_print_and_run_on_python_39(path):
         assert "annotations" in imported
 
 
-def test_importing_does_nothing():
+def test_importing_the_package_does_nothing():
     """No command line is read, nothing is printed, no device is touched, and focal.config needs no MindSpore."""
     code = (
         "import sys; sys.argv = ['x', '--no-such-flag']; import focal.config; assert 'mindspore' not in sys.modules; "
@@ -80,12 +66,3 @@ def test_importing_does_nothing():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "src", timeout=60)
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
-
-
-def test_parameters_of_a_cell_are_reached_once():
-    """A parameter that two Cells share would be counted, saved and decayed twice."""
-    for case in ("nano_v1", "nano_v2"):
-        network: nn.Cell = create_model(case_config(case))
-        parameters = list(network.get_parameters())
-        assert len({id(parameter) for parameter in parameters}) == len(parameters)
-        assert len({parameter.name for parameter in parameters}) == len(parameters)
