@@ -193,9 +193,7 @@ def fuse_all_reduces() -> None:
 
         auto_parallel_context().set_enable_all_reduce_fusion(True)
     except (ImportError, AttributeError) as error:
-        logger.warning(
-            "this MindSpore cannot fuse all-reduces (%s): gradients are sent one by one, which is slow", error
-        )
+        logger.warning("this MindSpore cannot fuse all-reduces (%s): gradients are sent one by one, slowly", error)
 
 
 def _scheduler_failed(code: int) -> None:
