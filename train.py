@@ -30,11 +30,11 @@ def train(job: Job) -> int:
     eval_data = EvalData(config, layout, device.rank, device.world_size)
 
     network = build_network(config)
-    train_step = build_train_step(config, network, train_data.steps_per_epoch, device)
+    train_step = build_train_step(config, network, train_data.batches_per_epoch, device)
     eval_step = EvalStep(network)
 
-    progress = resume_state(config, train_step, train_data.steps_per_epoch, device, storage.output_folder)
-    outputs = open_outputs(config, device, progress, train_data.steps_per_epoch, storage)
+    progress = resume_state(config, train_step, train_data.batches_per_epoch, device, storage.output_folder)
+    outputs = open_outputs(config, device, progress, train_data.batches_per_epoch, storage)
 
     trainer = Trainer(config, device, train_step, eval_step, train_data, eval_data, progress, outputs, job.stop)
     return trainer.run()

@@ -39,8 +39,10 @@ def main() -> None:
     config, _ = config_from_command_line(others, __doc__.splitlines()[0])
     layout = check_data(config, config.data.data_url, splits=("train",))
     data = TrainData(config, layout)
-    if arguments.epoch < 0 or not 0 <= arguments.step < data.steps_per_epoch:
-        raise UserError(f"step: {arguments.step} of epoch {arguments.epoch}; an epoch has {data.steps_per_epoch} steps")
+    if arguments.epoch < 0 or not 0 <= arguments.step < data.batches_per_epoch:
+        raise UserError(
+            f"step: {arguments.step} of epoch {arguments.epoch}; an epoch has {data.batches_per_epoch} steps"
+        )
     images, targets, _, _ = data.load_batch(arguments.epoch, arguments.step)
     sheet = contact_sheet(images, targets, layout.class_names, config.data)
     try:

@@ -43,7 +43,7 @@ def build(folder, config, train_data=None):
     layout = check_data(config, config.data.data_url)
     network = build_network(config)
     train_data = train_data or TrainData(config, layout)
-    step = build_train_step(config, network, train_data.steps_per_epoch, Device())
+    step = build_train_step(config, network, train_data.batches_per_epoch, Device())
     metrics = MetricsFiles(str(folder), str(folder / "tensorboard"))
     last, best = LastCheckpoints(folder / "checkpoints", 2), BestCheckpoints(folder / "best", 1)
     outputs = Outputs(metrics, last, best)
@@ -123,7 +123,7 @@ def test_train_evaluate_and_fine_tune(tmp_path):
         assert "frozen: stem and first 1 stage(s)" in run.output
     before = read_checkpoint(output / "checkpoints" / "last.ckpt").tensors
     tuned = read_checkpoint(tmp_path / "tuned" / "checkpoints" / "last.ckpt")
-    assert tuned.meta["progress"]["update"] == 2
+    assert tuned.meta["progress"]["step"] == 2
     frozen = [name for name in before if name.startswith(("patch_embed.", "layers.0."))]
     assert len(frozen) > 20 and all((tuned.tensors[name] == before[name]).all() for name in frozen)
     moved = "layers.1.blocks.0.mlp.fc1.weight"
@@ -162,7 +162,7 @@ class PoisonedData:
 
     def __init__(self, data, from_update):
         self.data, self.from_update, self.count = data, from_update, 0
-        self.steps_per_epoch = data.steps_per_epoch
+        self.batches_per_epoch = data.batches_per_epoch
         self.take_replaced = data.take_replaced
 
     def epoch(self, epoch, first_step=0):
@@ -183,7 +183,7 @@ def test_divergence_stops_with_the_last_good_state(tmp_path, focal_log, save_ste
     last = read_checkpoint(tmp_path / "out" / "checkpoints" / "last.ckpt")
     assert all(np.isfinite(value).all() for value in last.tensors.values())
     assert last.tensors["optimizer.step"] == 3
-    assert last.meta["progress"]["last_good_update"] == 3
+    assert last.meta["progress"]["last_good_step"] == 3
     assert float(training.train_step.loss_scale.value.asnumpy()) == 8.0
 
 

@@ -71,7 +71,7 @@ def test_ctrl_c_saves_and_a_named_checkpoint_resumes(tmp_path):
         assert run.wait(60) == 130
         assert "stopped (signal 2) at step" in run.output and "Traceback" not in run.output
     last = stopped / "checkpoints" / "last.ckpt"
-    done = read_checkpoint(last).meta["progress"]["update"]
+    done = read_checkpoint(last).meta["progress"]["step"]
     assert done == len(losses(stopped)) < 24
     with job(command(config, resumed, resume=last), tmp_path / "resumed.log") as run:
         assert run.wait(300) == 0, run.output

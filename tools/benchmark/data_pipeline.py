@@ -120,7 +120,7 @@ def measure_pipeline(config: Config, layout: DataLayout, images: int) -> float:
     data = TrainData(config, layout)
     warm_up = config.data.num_parallel_workers
     steps = max(1, images // config.data.batch_size)
-    epochs = -(-(warm_up + steps) // data.steps_per_epoch)
+    epochs = -(-(warm_up + steps) // data.batches_per_epoch)
     batches = iterate(data.dataset(0, epochs=epochs))
     for _ in range(warm_up):
         next(batches)

@@ -20,6 +20,8 @@ from focal.distributed.device import Device
 
 logger = logging.getLogger("focal")
 
+# Fields of Progress in checkpoints of earlier versions.
+_EARLIER_NAMES = {"step_in_epoch": "micro_batches", "update": "step", "last_good_update": "last_good_step"}
 _PROGRESS_BYTES = 512  # room for a Progress as JSON
 
 
@@ -29,23 +31,23 @@ class Progress:
 
     Attributes:
         epoch: epochs finished.
-        step_in_epoch: micro-batches of the current epoch that are done, on each rank.
-        update: steps (optimizer updates) since the start, skipped ones included.
+        micro_batches: micro-batches of the current epoch that are done, on each rank.
+        step: steps (updates of the weights) since the start, skipped ones included.
         best_top1: highest top-1 in per cent so far, of raw or EMA weights.
-        last_good_update: the latest step that was finite.
+        last_good_step: the latest step that was finite.
         training: a random number that identifies this training; 0 if it is not known.
     """
 
     epoch: int = 0
-    step_in_epoch: int = 0
-    update: int = 0
+    micro_batches: int = 0
+    step: int = 0
     best_top1: float = -1.0
-    last_good_update: int = 0
+    last_good_step: int = 0
     training: int = 0
 
     def position(self, micro_batches_per_epoch: int) -> float:
         """Epochs done, as a number with a fraction."""
-        return self.epoch + self.step_in_epoch / micro_batches_per_epoch
+        return self.epoch + self.micro_batches / micro_batches_per_epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +87,13 @@ def weights_only(tensors: dict[str, np.ndarray], state: TrainState) -> dict[str,
     return {name: value for name, value in tensors.items() if name in names}
 
 
-def make_meta(config: Config, progress: Progress, world_size: int, steps_per_epoch: int) -> dict[str, Any]:
+def make_meta(config: Config, progress: Progress, world_size: int, batches_per_epoch: int) -> dict[str, Any]:
     """Metadata of a checkpoint: progress, settings, number of devices, micro-batches per epoch and rank."""
     return {
         "progress": dataclasses.asdict(progress),
         "config": to_flat_dict(config),
         "world_size": world_size,
-        "steps_per_epoch": steps_per_epoch,
+        "steps_per_epoch": batches_per_epoch,  # named so since before a step was an update of the weights
     }
 
 
@@ -115,7 +117,7 @@ def changed_settings(saved: dict[str, Any], config: Config) -> list[str]:
 
 
 def restore(
-    checkpoint: Checkpoint, state: TrainState, config: Config, world_size: int, steps_per_epoch: int
+    checkpoint: Checkpoint, state: TrainState, config: Config, world_size: int, batches_per_epoch: int
 ) -> Progress:
     """Put the contents of a checkpoint into the state and return where the training was.
 
@@ -127,7 +129,7 @@ def restore(
         state: of a training step made from the same configuration.
         config: of the present job.
         world_size: devices of the present job.
-        steps_per_epoch: micro-batches per epoch and rank in the present job.
+        batches_per_epoch: micro-batches per epoch and rank in the present job.
 
     Raises:
         ConfigError: a setting that matters has changed and `allow_config_change` is off, or the tensors do not fit.
@@ -142,33 +144,33 @@ def restore(
     if differences:
         logger.warning("resuming with changed settings: %s", "; ".join(differences))
     _restore_tensors(checkpoint, state, world_size, strict=not differences)
-    progress = _continued_progress(checkpoint.meta, config, world_size, steps_per_epoch)
-    state.position.set_data(Tensor(progress.update, ms.int32))
+    progress = _continued_progress(checkpoint.meta, config, world_size, batches_per_epoch)
+    state.position.set_data(Tensor(progress.step, ms.int32))
     return progress
 
 
-def _continued_progress(meta: dict[str, Any], config: Config, world_size: int, steps_per_epoch: int) -> Progress:
+def _continued_progress(meta: dict[str, Any], config: Config, world_size: int, batches_per_epoch: int) -> Progress:
     """The progress in a checkpoint, in terms of the present number of devices and images."""
-    progress = Progress(**meta["progress"])
+    progress = Progress(**{_EARLIER_NAMES.get(name, name): value for name, value in meta["progress"].items()})
     accumulation = config.step.accumulation_step
     images = config.data.batch_size * world_size
     accumulation_before = meta["config"]["accumulation_step"]
     images_before = meta["config"]["batch_size"] * meta["world_size"]
     # Checkpoints of early versions do not say how many micro-batches an epoch had.
-    steps_before = meta.get("steps_per_epoch", steps_per_epoch * images // images_before)
-    whole_epoch = steps_before // accumulation_before * accumulation_before
-    if progress.step_in_epoch >= whole_epoch:  # divergence ended it between the last step and the end of the epoch
-        progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-    if (images, accumulation, steps_per_epoch) != (images_before, accumulation_before, steps_before):
+    batches_before = meta.get("steps_per_epoch", batches_per_epoch * images // images_before)
+    whole_epoch = batches_before // accumulation_before * accumulation_before
+    if progress.micro_batches >= whole_epoch:  # divergence ended it between the last step and the end of the epoch
+        progress.epoch, progress.micro_batches = progress.epoch + 1, 0
+    if (images, accumulation, batches_per_epoch) != (images_before, accumulation_before, batches_before):
         # The fraction that is done is less than 1, so at least one step is left.
-        updates_per_epoch = steps_per_epoch // accumulation
-        done = progress.step_in_epoch * updates_per_epoch // whole_epoch
-        progress.step_in_epoch = done * accumulation
-        progress.update = progress.epoch * updates_per_epoch + done
+        steps_per_epoch = batches_per_epoch // accumulation
+        done = progress.micro_batches * steps_per_epoch // whole_epoch
+        progress.micro_batches = done * accumulation
+        progress.step = progress.epoch * steps_per_epoch + done
         logger.warning(
             "resuming with %d images per micro-batch on all devices and %d micro-batches per epoch, before %d and %d; "
             "weights and optimizer state are kept, the order of the data is not; continuing at step %d",
-            images, steps_per_epoch, images_before, steps_before, progress.update,
+            images, batches_per_epoch, images_before, batches_before, progress.step,
         )  # fmt: skip
     return progress
 

@@ -111,7 +111,10 @@ class _Kept(NamedTuple):
     @classmethod
     def of(cls, score: float, meta: Mapping[str, Any]) -> _Kept:
         progress = meta.get("progress", {})
-        return cls(score, (progress["epoch"], progress.get("update", -1)) if "epoch" in progress else None)
+        if "epoch" not in progress:
+            return cls(score, None)
+        step = progress.get("step", progress.get("update", -1))  # `update` in checkpoints of earlier versions
+        return cls(score, (progress["epoch"], step))
 
 
 class BestCheckpoints(_Series):

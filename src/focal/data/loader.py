@@ -40,7 +40,7 @@ class TrainData:
     Attributes:
         class_names: by label.
         num_images: of the whole split, all ranks together.
-        steps_per_epoch: batches per rank and epoch; images that do not fill a batch on every rank are left out, other
+        batches_per_epoch: batches per rank and epoch; images that do not fill a batch on every rank are left out, other
             ones in each epoch.
         unreadable: path -> how often another image has taken its place so far.
 
@@ -66,8 +66,8 @@ class TrainData:
         self.unreadable: Counter[str] = Counter()
         self._replaced = self._replaced_before = 0
         self._error = ""
-        self.steps_per_epoch = self.sampler.steps_per_epoch
-        if not self.steps_per_epoch:
+        self.batches_per_epoch = self.sampler.batches_per_epoch
+        if not self.batches_per_epoch:
             most = self.num_images // world_size
             hint = f"set it to at most {most}" if most else f"use at most {self.num_images} devices"
             raise UserError(
@@ -76,7 +76,7 @@ class TrainData:
             )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Batches `first_step` .. `steps_per_epoch` - 1 of an epoch.
+        """Batches `first_step` .. `batches_per_epoch` - 1 of an epoch.
 
         Yields:
             NumPy arrays: normalised and mixed images, float32 (B, 3, H, W); targets, float32 (B, num_classes); drop
@@ -85,7 +85,7 @@ class TrainData:
         Raises:
             UserError: an image could not be read, and none was found to take its place.
         """
-        if first_step >= self.steps_per_epoch:
+        if first_step >= self.batches_per_epoch:
             return
         try:
             yield from iterate(self.dataset(epoch, first_step))
@@ -102,13 +102,13 @@ class TrainData:
         Args:
             epochs: how many epochs it runs through, each in its own order; `first_step` shortens the first.
         """
-        first = epoch * self.steps_per_epoch
-        numbers = range(first + first_step, first + epochs * self.steps_per_epoch)
+        first = epoch * self.batches_per_epoch
+        numbers = range(first + first_step, first + epochs * self.batches_per_epoch)
         workers, processes = self._data.num_parallel_workers, self._data.worker_processes
         return make_dataset(self._numbered_batch, numbers, TRAIN_COLUMNS, self._report, workers, processes)
 
     def _numbered_batch(self, number: int) -> Batch:
-        return self.load_batch(*divmod(number, self.steps_per_epoch))
+        return self.load_batch(*divmod(number, self.batches_per_epoch))
 
     def load_batch(self, epoch: int, step: int) -> Batch:
         """Make one batch.

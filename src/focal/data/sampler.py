@@ -46,7 +46,7 @@ class TrainSampler:
     world_size: int
 
     @property
-    def steps_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:
         return self.num_samples // (self.batch_size * self.world_size)
 
     def batch_number(self, step: int) -> int:

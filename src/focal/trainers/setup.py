@@ -25,8 +25,7 @@ from focal.trainers.lr_schedule import learning_rate_factor, learning_rates
 from focal.trainers.metrics import MetricsFiles
 from focal.trainers.optimizer import create_optimizer
 from focal.trainers.train_one_step import TrainOneStep, trained_parameters
-from focal.trainers.trainer import Outputs
-from focal.trainers.trainer import steps_per_epoch as steps_of
+from focal.trainers.trainer import Outputs, steps_per_epoch
 
 logger = logging.getLogger("focal")
 
@@ -48,18 +47,18 @@ def build_network(config: Config) -> nn.Cell:
     return network
 
 
-def build_train_step(config: Config, network: nn.Cell, steps_per_epoch: int, device: Device) -> TrainOneStep:
+def build_train_step(config: Config, network: nn.Cell, batches_per_epoch: int, device: Device) -> TrainOneStep:
     """Optimizer and step of a network.
 
     Args:
         config: of the job.
         network: see `build_network`.
-        steps_per_epoch: micro-batches per epoch and rank.
+        batches_per_epoch: micro-batches per epoch, on each rank.
         device: this process.
     """
     accumulation = config.step.accumulation_step
     factor = learning_rate_factor(config.data.batch_size, device.world_size, accumulation)
-    rates = learning_rates(config.optim, steps_of(steps_per_epoch, accumulation), factor)
+    rates = learning_rates(config.optim, steps_per_epoch(batches_per_epoch, accumulation), factor)
     optimizer = create_optimizer(trained_parameters(network), config.optim, config.model, rates)
     logger.info(
         "%s, %s: base rate %.3g x %.4g (images per step / 512)",
@@ -69,7 +68,7 @@ def build_train_step(config: Config, network: nn.Cell, steps_per_epoch: int, dev
 
 
 def resume_state(
-    config: Config, train_step: TrainOneStep, steps_per_epoch: int, device: Device, output_folder: str
+    config: Config, train_step: TrainOneStep, batches_per_epoch: int, device: Device, output_folder: str
 ) -> Progress:
     """Restore the step from the checkpoint that `resume` names, if any; all ranks then hold the state of rank 0.
 
@@ -82,10 +81,10 @@ def resume_state(
     if device.is_main:
         checkpoint = _find_checkpoint(config, output_folder)
         if checkpoint is not None:
-            progress = restore(checkpoint, train_step.state(), config, device.world_size, steps_per_epoch)
+            progress = restore(checkpoint, train_step.state(), config, device.world_size, batches_per_epoch)
             logger.info(
                 "resumed from %s: epoch %d, micro-batch %d, step %d",
-                checkpoint.path, progress.epoch, progress.step_in_epoch, progress.update,
+                checkpoint.path, progress.epoch, progress.micro_batches, progress.step,
             )  # fmt: skip
         own_checkpoints = (Path(output_folder) / "checkpoints").resolve()
         if checkpoint is None or checkpoint.path.resolve().parent != own_checkpoints:
@@ -112,14 +111,16 @@ def _find_checkpoint(config: Config, output_folder: str) -> Optional[Checkpoint]
     return checkpoint
 
 
-def open_outputs(config: Config, device: Device, progress: Progress, steps_per_epoch: int, storage: Storage) -> Outputs:
+def open_outputs(
+    config: Config, device: Device, progress: Progress, batches_per_epoch: int, storage: Storage
+) -> Outputs:
     """Files of the training in the storage's output folder.
 
     Args:
         config: of the job.
         device: this process.
         progress: from `resume_state`; later records in metrics.jsonl are removed.
-        steps_per_epoch: micro-batches per epoch and rank.
+        batches_per_epoch: micro-batches per epoch, on each rank.
         storage: where results go.
     """
     folder, run = Path(storage.output_folder), config.run
@@ -128,7 +129,7 @@ def open_outputs(config: Config, device: Device, progress: Progress, steps_per_e
         folder.mkdir(parents=True, exist_ok=True)
         save_config(config, folder / "config.yaml")
         accumulation = config.step.accumulation_step
-        epoch = progress.position(steps_of(steps_per_epoch, accumulation) * accumulation)
+        epoch = progress.position(steps_per_epoch(batches_per_epoch, accumulation) * accumulation)
         metrics = MetricsFiles(str(folder), storage.tensorboard_folder, epoch)
     last = LastCheckpoints(folder / "checkpoints", run.keep_checkpoint_max)
     best = BestCheckpoints(folder / "best", run.keep_best_max, progress.training)

@@ -80,11 +80,11 @@ class Trainer:
         self.progress, self.outputs, self.stop = progress, outputs, stop
         self.epochs = config.optim.epochs
         self.micro_batches = config.step.accumulation_step
-        self.steps_per_epoch = steps_per_epoch(train_data.steps_per_epoch, self.micro_batches)
-        if config.run.dataset_sink_mode and train_data.steps_per_epoch % self.micro_batches:
+        self.steps_per_epoch = steps_per_epoch(train_data.batches_per_epoch, self.micro_batches)
+        if config.run.dataset_sink_mode and train_data.batches_per_epoch % self.micro_batches:
             raise ConfigError(
                 f"accumulation_step: with dataset_sink_mode {self.micro_batches} must divide the "
-                f"{train_data.steps_per_epoch} batches of an epoch, which all go into the queue"
+                f"{train_data.batches_per_epoch} batches of an epoch, which all go into the queue"
             )
         self.log = TrainingLog(config, device, outputs.metrics, self.steps_per_epoch)
         self.watch = ProgressWatch(config.run.step_timeout if device.world_size > 1 else 0.0, device.rank)
@@ -98,21 +98,21 @@ class Trainer:
         """
         progress = self.progress
         if self.max_steps_reached():
-            logger.info("nothing to do: step %d, max_steps %d", progress.update, self.config.run.max_steps)
+            logger.info("nothing to do: step %d, max_steps %d", progress.step, self.config.run.max_steps)
             return 0
         self.watch.start()
         try:
             train_step, batches_of = self.prepare()
             for epoch in range(progress.epoch, self.epochs):
-                batches = batches_of(epoch, progress.step_in_epoch)
-                for _ in range(progress.step_in_epoch // self.micro_batches, self.steps_per_epoch):
+                batches = batches_of(epoch, progress.micro_batches)
+                for _ in range(progress.micro_batches // self.micro_batches, self.steps_per_epoch):
                     for _ in range(self.micro_batches):
                         outputs = train_step(*next(batches))
                         self.watch.beat()
-                    progress.update += 1
-                    progress.step_in_epoch += self.micro_batches
+                    progress.step += 1
+                    progress.micro_batches += self.micro_batches
                     self.log.step(outputs, progress)
-                    if progress.step_in_epoch == self.steps_per_epoch * self.micro_batches:
+                    if progress.micro_batches == self.steps_per_epoch * self.micro_batches:
                         self.finish_epoch()
                     elif self.save_steps_due():
                         self.save()
@@ -135,7 +135,7 @@ class Trainer:
         progress = self.progress
         if self.config.run.dataset_sink_mode:
             epochs_left = self.epochs - progress.epoch
-            queue = self.train_data.dataset(progress.epoch, progress.step_in_epoch, epochs_left)
+            queue = self.train_data.dataset(progress.epoch, progress.micro_batches, epochs_left)
             return ms.data_sink(self.train_step, queue, sink_size=1), lambda epoch, first: itertools.repeat(())
         start = time.time()
         if compile_ahead(self.train_step, *map(Tensor, blank_batch(self.config))):
@@ -152,7 +152,7 @@ class Trainer:
         """After the last step of an epoch: evaluate, log, save."""
         progress, run = self.progress, self.config.run
         figures = self.log.take_epoch(progress)
-        progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
+        progress.epoch, progress.micro_batches = progress.epoch + 1, 0
         self.log_unreadable()
         last, results = progress.epoch == self.epochs, ""
         if last or progress.epoch % run.eval_every == 0:
@@ -183,7 +183,7 @@ class Trainer:
             values.update({f"{prefix}{name}": getattr(result, name) for name in ("top1", "top5", "loss")})
         values["images"] = results[""].images
         if self.outputs.metrics is not None:
-            self.outputs.metrics.write("val", self.progress.update, self.progress.epoch, values)
+            self.outputs.metrics.write("val", self.progress.step, self.progress.epoch, values)
         self.keep_best(values)
         text = f", top-1 {values['top1']:.2f} %, top-5 {values['top5']:.2f} %"
         if ema is not None:
@@ -211,22 +211,22 @@ class Trainer:
         self.outputs.best.offer(score, tensors, {**self.meta(), "accuracy": values, "best_is_ema": use_ema})
 
     def meta(self) -> dict[str, Any]:
-        return make_meta(self.config, self.progress, self.device.world_size, self.train_data.steps_per_epoch)
+        return make_meta(self.config, self.progress, self.device.world_size, self.train_data.batches_per_epoch)
 
     def tensors(self) -> dict[str, np.ndarray]:
         return collect_tensors(self.train_step.state(), self.device.world_size)
 
     def save_steps_due(self) -> bool:
         every = self.config.run.save_steps
-        return bool(every) and self.progress.update % every == 0
+        return bool(every) and self.progress.step % every == 0
 
     def save(self) -> None:
         """Write last.ckpt, unless it holds this step. Waits for the device: a diverged state is never saved."""
         self.log.fetch(self.progress)
-        if not self.device.is_main or self.saved_at_step == self.progress.update:
+        if not self.device.is_main or self.saved_at_step == self.progress.step:
             return
         if self.outputs.last.save(self.tensors(), self.meta()):
-            self.saved_at_step = self.progress.update
+            self.saved_at_step = self.progress.step
             self.outputs.send()
 
     def save_if_none(self) -> None:
@@ -236,7 +236,7 @@ class Trainer:
 
     def max_steps_reached(self) -> bool:
         most = self.config.run.max_steps
-        return bool(most) and self.progress.update >= most
+        return bool(most) and self.progress.step >= most
 
     def stop_requested(self) -> bool:
         """Whether max_steps are done or a signal has come, on any rank.
@@ -245,7 +245,7 @@ class Trainer:
         """
         progress = self.progress
         if self.device.world_size > 1:
-            if progress.update % STOP_CHECK_STEPS == 0 or not progress.step_in_epoch:
+            if progress.step % STOP_CHECK_STEPS == 0 or not progress.micro_batches:
                 received = all_reduce_sum(np.array([self.stop.received], np.float32))[0]
                 if received and not self.stop.received:  # a rank that got no signal itself stops as if it had
                     self.stop.received = signal.SIGTERM
@@ -260,7 +260,7 @@ class Trainer:
         self.save()
         why = f"signal {self.stop.received}" if self.stop.received else "max_steps"
         logger.info(
-            "stopped (%s) at step %d, epoch %.2f; --resume auto continues", why, progress.update,
+            "stopped (%s) at step %d, epoch %.2f; --resume auto continues", why, progress.step,
             self.log.epoch_of(progress),
         )  # fmt: skip
         return 128 + self.stop.received if self.stop.received else 0

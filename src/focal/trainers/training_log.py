@@ -57,23 +57,23 @@ class TrainingLog:
         """
         self.pending.append(outputs)
         if self.first_step is None:
-            self.first_step = progress.update
+            self.first_step = progress.step
             self.fetch(progress)
             logger.info("first step done after %.0f s, compilation included", time.time() - self.started)
             self.restart_clock()
         elif len(self.pending) >= self.guard.most_in_a_row:
             self.fetch(progress)
-        if progress.update % self.log_steps == 0:
+        if progress.step % self.log_steps == 0:
             self.write_line(progress)
 
     def fetch(self, progress: Progress) -> None:
         """Bring the outputs of the latest steps here, and stop the training if they show that it has diverged."""
         rows = np.array([outputs.asnumpy() for outputs in self.pending], np.float64).reshape(-1, len(OUTPUTS))
         self.pending = []
-        first = progress.update - len(rows) + 1
+        first = progress.step - len(rows) + 1
         for number, row in enumerate(rows, start=first):
             if StepOutputs(*row).nonfinite == 0:
-                progress.last_good_update = number
+                progress.last_good_step = number
         self.line.add(rows)
         self.epoch.add(rows)
         self.guard.check(rows, first)
@@ -85,9 +85,9 @@ class TrainingLog:
         if figures is None or self.metrics is None:
             return
         epoch = self.epoch_of(progress)
-        self.metrics.write("train", progress.update, epoch, figures)
-        if progress.step_in_epoch < self.micro_batches_per_epoch:
-            logger.info("epoch %.2f, step %d: %s", epoch, progress.update, describe(figures))
+        self.metrics.write("train", progress.step, epoch, figures)
+        if progress.micro_batches < self.micro_batches_per_epoch:
+            logger.info("epoch %.2f, step %d: %s", epoch, progress.step, describe(figures))
 
     def take_epoch(self, progress: Progress) -> Optional[dict[str, Any]]:
         """Record what is left of an epoch that is over; returns its figures."""

@@ -94,7 +94,7 @@ def test_another_number_of_devices_keeps_the_state_and_the_share_of_the_epoch(ma
     logging.getLogger("focal").propagate = True
     # 8 devices, 40 batches each: 20 updates an epoch; now 2 devices, 160 batches, 80 updates
     progress = restore(read_checkpoint(tmp_path / "a.ckpt"), other.state(), config, 2, 160)
-    assert (progress.epoch, progress.step_in_epoch, progress.update) == (2, 48, 2 * 80 + 24)
+    assert (progress.epoch, progress.micro_batches, progress.step) == (2, 48, 2 * 80 + 24)
     assert int(other.optimizer.position.asnumpy()) == 184
     assert int(other.random_counter.asnumpy()) == 20
     assert "order of the data is not" in caplog.text
@@ -116,7 +116,7 @@ def test_the_last_step_of_an_epoch_is_never_skipped(
     meta = make_meta(config, progress, 1, steps_before)
     write_checkpoint(tmp_path / "a.ckpt", collect_tensors(make_step(config).state(), 1), meta)
     resumed = restore(read_checkpoint(tmp_path / "a.ckpt"), make_step(config).state(), config, devices, steps_now)
-    assert (resumed.step_in_epoch, resumed.update) == expected
+    assert (resumed.micro_batches, resumed.step) == expected
     assert resumed.position(steps_now) < 2
 
 
@@ -127,9 +127,18 @@ def test_a_whole_epoch_is_resumed_at_the_start_of_the_next(make_config, make_ste
     meta = make_meta(config, Progress(1, 6, 6), 1, 7)  # a seventh micro-batch never fills an update
     write_checkpoint(path, collect_tensors(make_step(config).state(), 1), meta)
     resumed = restore(read_checkpoint(path), make_step(config).state(), config, 1, 7)
-    assert (resumed.epoch, resumed.step_in_epoch, resumed.update) == (2, 0, 6)
+    assert (resumed.epoch, resumed.micro_batches, resumed.step) == (2, 0, 6)
     resumed = restore(read_checkpoint(path), make_step(config).state(), config, 2, 4)
-    assert (resumed.epoch, resumed.step_in_epoch, resumed.update) == (2, 0, 4)
+    assert (resumed.epoch, resumed.micro_batches, resumed.step) == (2, 0, 4)
+
+
+def test_progress_of_earlier_versions_is_read(make_config, make_step, tmp_path):
+    config, step = make_config(), make_step(make_config())
+    meta = make_meta(config, Progress(), 1, 10)
+    meta["progress"] = {"epoch": 1, "step_in_epoch": 3, "update": 13, "best_top1": 5.0, "last_good_update": 12}
+    write_checkpoint(tmp_path / "a.ckpt", collect_tensors(step.state(), 1), meta)
+    resumed = restore(read_checkpoint(tmp_path / "a.ckpt"), make_step(config).state(), config, 1, 10)
+    assert resumed == Progress(1, 3, 13, 5.0, 12)
 
 
 def test_weights_only_leaves_out_the_state_of_the_optimizer(make_config, make_step):

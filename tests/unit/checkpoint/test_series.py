@@ -32,7 +32,7 @@ def best_scores(folder):
 
 
 def offer(best, score, number):
-    return best.offer(score, tensors(), {"number": number, "progress": {"epoch": number, "update": 10 * number}})
+    return best.offer(score, tensors(), {"number": number, "progress": {"epoch": number, "step": 10 * number}})
 
 
 class Crash(BaseException):
@@ -268,8 +268,8 @@ def test_other_files_are_left_alone(tmp_path):
 def test_an_equal_step_of_another_epoch_is_another_evaluation(tmp_path):
     """On twice the devices an epoch has half the updates: their numbers come again."""
     best = BestCheckpoints(tmp_path, keep=1)
-    best.offer(85.0, tensors(), {"number": 1, "progress": {"epoch": 4, "update": 40}})
-    assert best.offer(60.0, tensors(), {"number": 2, "progress": {"epoch": 8, "update": 40}}) is None
+    best.offer(85.0, tensors(), {"number": 1, "progress": {"epoch": 4, "step": 40}})
+    assert best.offer(60.0, tensors(), {"number": 2, "progress": {"epoch": 8, "step": 40}}) is None
     assert best_scores(tmp_path) == [(85.0, 1)]
 
 

@@ -60,7 +60,7 @@ def test_batches_made_in_any_order_by_a_copy_in_sixteen_threads_are_the_same(
     image_folder: Path, make_config: MakeConfig
 ) -> None:
     data = train_data(make_config(batch_size=2), image_folder)
-    places = [(epoch, step) for epoch in range(2) for step in range(data.steps_per_epoch)]
+    places = [(epoch, step) for epoch in range(2) for step in range(data.batches_per_epoch)]
     expected = {place: packed(data.load_batch(*place)) for place in places}
     copy = pickle.loads(pickle.dumps(data))  # as a new process receives it
     with ThreadPoolExecutor(16) as pool:
@@ -71,7 +71,7 @@ def test_batches_made_in_any_order_by_a_copy_in_sixteen_threads_are_the_same(
 def test_resuming_in_an_epoch_continues_with_the_next_batch(image_folder: Path, make_config: MakeConfig) -> None:
     data = train_data(make_config(), image_folder)
     whole = [packed(batch) for batch in data.epoch(2)]
-    assert len(whole) == data.steps_per_epoch == 5
+    assert len(whole) == data.batches_per_epoch == 5
     for first_step in (1, 4, 5):
         assert [packed(batch) for batch in data.epoch(2, first_step)] == whole[first_step:]
 
@@ -88,7 +88,7 @@ def test_a_sample_is_augmented_differently_in_each_epoch(image_folder: Path, mak
     data = train_data(make_config(mix_up=0.0, cutmix=0.0), image_folder)
     seen = {}
     for epoch in range(3):
-        for step in range(data.steps_per_epoch):
+        for step in range(data.batches_per_epoch):
             for image, index in zip(data.load_batch(epoch, step)[0], data.sampler.indices(epoch, step).tolist()):
                 seen[(epoch, index)] = image.tobytes()
     assert len(set(seen.values())) == len(seen) == 60

@@ -40,7 +40,7 @@ def test_order_is_a_permutation_that_changes_with_epoch_and_seed() -> None:
 @pytest.mark.parametrize("world", (1, 2, 3, 8))
 def test_training_shards_are_disjoint_and_equally_long(world: int) -> None:
     samplers = [TrainSampler(0, 50, 2, rank, world) for rank in range(world)]
-    steps = {sampler.steps_per_epoch for sampler in samplers}
+    steps = {sampler.batches_per_epoch for sampler in samplers}
     assert steps == {50 // (2 * world)}
     seen = [i for sampler in samplers for step in range(*steps) for i in sampler.indices(5, step).tolist()]
     assert len(seen) == len(set(seen)) == 50 // (2 * world) * 2 * world

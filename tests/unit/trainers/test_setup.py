@@ -12,7 +12,7 @@ from focal.trainers.setup import resume_state
 
 
 def write(path, config, step, update):
-    progress = Progress(epoch=1, update=update, training=77)
+    progress = Progress(epoch=1, step=update, training=77)
     write_checkpoint(path, collect_tensors(step.state(), 1), make_meta(config, progress, 1, 10))
 
 
@@ -29,12 +29,12 @@ def test_results_of_another_training_are_set_aside_once_the_checkpoint_is_accept
     assert [path.name for path in out.iterdir()] == ["checkpoints"]  # refused: nothing has moved
 
     own = make_config(resume=str(out / "checkpoints" / "last.ckpt"))
-    assert resume_state(own, step, 10, Device(), str(out)).update == 250
-    assert resume_state(make_config(resume="auto"), step, 10, Device(), str(out)).update == 250
+    assert resume_state(own, step, 10, Device(), str(out)).step == 250
+    assert resume_state(make_config(resume="auto"), step, 10, Device(), str(out)).step == 250
     assert [path.name for path in out.iterdir()] == ["checkpoints"]
 
     resumed = resume_state(make_config(resume=str(elsewhere)), step, 10, Device(), str(out))
-    assert (resumed.update, resumed.training) == (10, 77)
+    assert (resumed.step, resumed.training) == (10, 77)
     assert [path.name for path in out.iterdir()] == ["earlier-1"]
 
 

@@ -26,7 +26,7 @@ class Recorder:
         self.saved = []
 
     def save(self, tensors, meta):
-        self.saved.append((meta["progress"]["update"], meta["progress"]["step_in_epoch"]))
+        self.saved.append((meta["progress"]["step"], meta["progress"]["micro_batches"]))
         return True
 
 
@@ -46,7 +46,7 @@ def run(make_config, tmp_path, monkeypatch):
             return Tensor(np.zeros(len(OUTPUTS), np.float32))
 
         class Data:
-            steps_per_epoch = STEPS_PER_EPOCH
+            batches_per_epoch = STEPS_PER_EPOCH
 
             def take_replaced(self):
                 return 0
@@ -80,16 +80,16 @@ def test_nothing_is_saved_twice(run):
 
 
 def test_max_steps_that_are_done_already_do_nothing(run):
-    progress = Progress(epoch=1, update=4)
+    progress = Progress(epoch=1, step=4)
     saved, steps, after = run(progress, max_steps=4)
-    assert (saved, steps) == ([], 0) and after == Progress(epoch=1, update=4)
+    assert (saved, steps) == ([], 0) and after == Progress(epoch=1, step=4)
 
 
 def test_max_steps_counts_updates_not_micro_batches(run):
     saved, steps, progress = run(max_steps=3, accumulation_step=2)
-    assert saved == [(2, 0), (3, 2)] and steps == 6 and progress.update == 3
+    assert saved == [(2, 0), (3, 2)] and steps == 6 and progress.step == 3
 
 
 def test_goes_on_in_the_middle_of_an_epoch(run):
-    saved, steps, progress = run(Progress(epoch=2, step_in_epoch=3, update=11))
+    saved, steps, progress = run(Progress(epoch=2, micro_batches=3, step=11))
     assert saved == [(12, 0)] and steps == 1 and progress.epoch == 3

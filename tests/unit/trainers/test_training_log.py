@@ -32,19 +32,19 @@ def test_steps_are_recorded_every_log_steps_and_at_the_end_of_an_epoch(make_conf
     records, progress = Records(), Progress()
     log = TrainingLog(make_config(log_steps=2), Device(), records, steps_per_epoch=5)
     for step in range(1, 6):
-        progress.update = progress.step_in_epoch = step
+        progress.step = progress.micro_batches = step
         log.step(Tensor(row(loss=step).astype(np.float32)), progress)
     figures = log.take_epoch(progress)
     assert records.written == [("train", 2, 0.4, 2, 1.5), ("train", 4, 0.8, 2, 3.5), ("train", 5, 1.0, 1, 5.0)]
     assert (figures["updates"], figures["loss"]) == (5, 3.0)
-    assert progress.last_good_update == 5
+    assert progress.last_good_step == 5
 
 
 def test_outputs_stay_on_the_device_until_a_line_is_due(make_config):
     log, progress = TrainingLog(make_config(log_steps=50), Device(), None, steps_per_epoch=100), Progress()
     waiting = []
     for step in range(1, 50):
-        progress.update = progress.step_in_epoch = step
+        progress.step = progress.micro_batches = step
         log.step(Tensor(row().astype(np.float32)), progress)
         waiting.append(len(log.pending))
     assert waiting == [0, *range(1, 49)]  # the first step of a process is looked at at once
