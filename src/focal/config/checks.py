@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
+from focal.config.rand_augment_policy import parse_policy
 from focal.config.schema import Config, ConfigError
-
-_RAND_AUGMENT = re.compile(r"rand(-((m|mstd|p)\d+(\.\d+)?|n\d+|inc[01]|w0))*")
 
 
 def check_combinations(config: Config) -> None:
@@ -43,10 +40,8 @@ def _check_model(config: Config) -> None:
 
 def _check_augment(config: Config) -> None:
     augment = config.augment
-    if augment.auto_augment != "none" and not _RAND_AUGMENT.fullmatch(augment.auto_augment):
-        raise ConfigError(
-            f"auto_augment: {augment.auto_augment!r} is neither none nor of the form rand-m9-n2-mstd0.5-inc1-p0.5-w0"
-        )
+    if augment.auto_augment != "none":
+        parse_policy(augment.auto_augment)
     for name in ("crop_scale", "crop_aspect"):
         low, high = getattr(augment, name)
         if low > high:

@@ -1,10 +1,7 @@
 """Declarations of the keys: their help, and which of them may change when a training is resumed."""
 
-import dataclasses
-
 import pytest
 
-from focal.config import load_config
 from focal.config.loading import all_keys
 from focal.config.schema import may_change_on_resume
 
@@ -34,9 +31,3 @@ def test_help_is_a_sentence(name):
 def test_defaults_are_legal_values_of_their_type(name):
     key = all_keys()[name]
     assert key.coerce(key.field.default) == key.field.default
-
-
-def test_a_configuration_cannot_be_changed():
-    config = load_config({})
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.model.embed_dim = 3

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from focal.config.rand_augment_policy import parse_policy
 from focal.config.schema import AugmentConfig, DataConfig, ModelConfig
 from focal.data.sampler import BATCH, DROP_PATH, SAMPLE, generator
 from focal.data.transforms.color_jitter import color_jitter
@@ -16,7 +17,7 @@ from focal.data.transforms.crop import INTERPOLATIONS, draw_crop, draw_interpola
 from focal.data.transforms.drop_path import draw_drop_path
 from focal.data.transforms.erasing import draw_erasures, erase
 from focal.data.transforms.mixup import apply_mix, draw_mix, mixed_targets
-from focal.data.transforms.rand_augment import RandAugment, parse_policy
+from focal.data.transforms.rand_augment import RandAugment
 
 
 class Normalizer:

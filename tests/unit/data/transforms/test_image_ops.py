@@ -9,14 +9,9 @@ import pytest
 from PIL import Image, ImageChops, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
 
+from focal.config.rand_augment_policy import parse_policy
 from focal.data.transforms import image_ops
-from focal.data.transforms.rand_augment import (
-    INCREASING_OPERATIONS,
-    OPERATIONS,
-    DrawnOperation,
-    RandAugment,
-    parse_policy,
-)
+from focal.data.transforms.rand_augment import INCREASING_OPERATIONS, OPERATIONS, DrawnOperation, RandAugment
 
 FILL = (124, 116, 104)
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC

@@ -1,4 +1,4 @@
-"""The grammar of auto_augment, and the distributions of what is drawn (with fixed seeds; p > 1e-3 expected)."""
+"""Distributions of what RandAugment draws (with fixed seeds; p > 1e-3 expected)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from focal.config.schema import ConfigError
+from focal.config.rand_augment_policy import parse_policy
 from focal.data.sampler import SAMPLE, generator
 from focal.data.transforms.color_jitter import color_jitter
-from focal.data.transforms.rand_augment import INCREASING_OPERATIONS, DrawnOperation, Policy, RandAugment, parse_policy
+from focal.data.transforms.rand_augment import INCREASING_OPERATIONS, DrawnOperation, RandAugment
 
 MEAN = (0.485, 0.456, 0.406)
 IMAGES = 3000
@@ -27,23 +27,6 @@ def _draw(text: str, images: int = IMAGES, interpolation: str = "bicubic") -> li
 
 def _flat(drawn: list[list[DrawnOperation]]) -> list[DrawnOperation]:
     return [operation for image in drawn for operation in image]
-
-
-def test_policy_strings_are_parsed_into_their_fields() -> None:
-    assert parse_policy("rand") == Policy(10, 2, 0, False, 0.5, False)
-    assert parse_policy("rand-m9-mstd0.5-inc1") == Policy(9, 2, 0.5, True, 0.5, False)
-    assert parse_policy("rand-p0.25-w0-n3-inc0-m6.5-mstd101") == Policy(6.5, 3, 101, False, 0.25, True)
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [("rand-q3", "'q3'"), ("rand-m", "'m'"), ("rand-n1.5", "'n1.5'"), ("rand-inc2", "'inc2'"), ("rand-p1.5", "'p1.5'"),
-     ("rand-m11", "'m11'"), ("rand-w1", "'w1'"), ("augmix-m3", "augmix-m3"), ("rand-m-3", "'m'")],
-)  # fmt: skip
-def test_error_names_the_part_that_cannot_be_parsed(text: str, named: str) -> None:
-    with pytest.raises(ConfigError, match="auto_augment") as caught:
-        parse_policy(text)
-    assert named in str(caught.value)
 
 
 def test_every_operation_is_chosen_equally_often() -> None:
