@@ -24,7 +24,7 @@ echo "== 1/5 digits as an image folder"
 echo "== 2/5 training"
 "$PYTHON" train.py "${common[@]}" --resume auto "$@"
 
-echo "== 3/5 evaluation of the best checkpoint: its weights, and their moving average"
+echo "== 3/5 evaluation of the best checkpoint: raw and EMA weights"
 "$PYTHON" eval.py "${common[@]}" --pretrained "$best" --json "$folder/eval.json"
 "$PYTHON" eval.py "${common[@]}" --pretrained "$best" --use_ema True --json "$folder/eval_ema.json"
 

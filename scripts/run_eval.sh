@@ -8,7 +8,7 @@ usage: bash scripts/run_eval.sh CONFIG CHECKPOINT DATA [--key value ...]
   CONFIG      YAML file the checkpoint was trained with
   CHECKPOINT  e.g. OUT/best/... or OUT/checkpoints/last.ckpt
   DATA        folder with val/
-  Further arguments go to eval.py as they are, e.g. --use_ema True for the averaged weights, --json FILE.
+  Further arguments go to eval.py as they are, e.g. --use_ema True for the EMA weights, --json FILE.
 variables:
   DEVICES        devices, default 1; every image is counted once with any number
   DEVICE_TARGET  Ascend (default), CPU or GPU

@@ -125,7 +125,7 @@ def test_two_processes_equal_one_with_twice_the_batch(pair: Path) -> None:
     worst = {name: float(np.abs(one[name].astype(np.float64) - two[name]).max()) for name in one}
     print("largest difference of a parameter", max(worst[name] for name in weights))
     assert {name: value for name, value in worst.items() if not value <= TOLERANCE} == {}
-    assert any(name not in weights for name in one)  # moments, averages, loss scale and counters are compared too
+    assert any(name not in weights for name in one)  # moments, EMA weights, loss scale and counters are compared too
     moved = max(float(np.abs(one[name] - one[f"ema.{name}"]).max()) for name in weights)
     assert moved > 100 * TOLERANCE  # training went far beyond what would pass for equal
     assert max(record["grad_norm"] or 0 for record in records(pair, "one") if record["kind"] == "train") > CLIP

@@ -60,4 +60,4 @@ def test_float16_is_within_two_points_of_float32():
     assert full > 80, "60 updates are enough to learn digits, or the comparison says nothing"
     assert half > full - 2
     assert 0 < skipped < 30 and outputs["scale"][-1] < 2**24
-    assert formats == {ms.float32, ms.int32}, "weights, averages and moments are never float16"
+    assert formats == {ms.float32, ms.int32}, "weights, EMA weights and moments are never float16"

@@ -57,7 +57,7 @@ def run(config, case):
 
 
 def accuracy(step):
-    """Top-1 on the held-out digits, of raw and of averaged weights."""
+    """Top-1 on the held-out digits, of raw and of EMA weights."""
     held_out = digits_split()[1]
     eval_step = EvalStep(step.network)
     eval_step.set_train(False)

@@ -111,4 +111,4 @@ def test_weights_are_replaced_and_given_back():
     with pytest.raises(RuntimeError), weights_replaced(parameters, ema.averages):
         raise RuntimeError
     assert float(network.weight.asnumpy()) == 1.0
-    assert len(step.compile_cache) == 1, "raw and averaged weights share one compiled network"
+    assert len(step.compile_cache) == 1, "raw and EMA weights share one compiled network"

@@ -57,6 +57,14 @@ def test_sources_do_not_print_and_run_on_python_39(path):
         assert "annotations" in imported
 
 
+def test_the_document_gives_the_order_of_a_step_in_the_words_of_the_code():
+    """The order of a training step is stated once and followed; docs/training.md quotes it."""
+    docstring = (ROOT / "src" / "focal" / "trainers" / "train_one_step.py").read_text().split('"""')[1]
+    order = "".join(line for line in docstring.splitlines(keepends=True) if line.startswith("    "))
+    assert order.count("->") > 5
+    assert f"\n\n{order}\n" in (ROOT / "docs" / "training.md").read_text()
+
+
 def test_importing_the_package_does_nothing():
     """No command line is read, nothing is printed, no device is touched, and focal.config needs no MindSpore."""
     code = (

@@ -69,7 +69,7 @@ def inference_step(config: Config) -> timing.Subject:
 
 
 def training_step(config: Config) -> timing.Subject:
-    """The whole training step: forward, backward, clip, optimizer, average of the weights."""
+    """The whole training step: forward, backward, clip, optimizer, EMA."""
     from focal.distributed.device import Device
     from focal.trainers.setup import build_network, build_train_step
 

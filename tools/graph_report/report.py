@@ -9,7 +9,7 @@ data:
 - both only if parameters of that block are still to come, or if the lines of code that it comes from pass through the
   `construct` of a block; else it stands between blocks. A sum of gradients has no such lines: it goes with the value
   that it belongs to;
-- update: what follows the gradients: unscale, finite check, clip, optimizer, average of the weights.
+- update: what follows the gradients: unscale, finite check, clip, optimizer, EMA.
 
 What these do not settle is `unattributed`, and shown as such.
 """

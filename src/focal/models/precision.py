@@ -7,7 +7,7 @@
 | O3    | float16                         | float16 | float16               |
 | bf16  | bfloat16                        | float32 | float32               |
 
-At every level weights, their average, gradients after the backward pass, optimizer state, the softmax of the attention,
+At every level weights, EMA weights, gradients after the backward pass, optimizer state, the softmax of the attention,
 the position bias, the mean over tokens and the loss are float32. `keep_bn_fp32` makes O3 keep its norms in float32,
 which is then O2. What an Ascend chip computes float32 products in is another matter: see `operator_precision`.
 """

@@ -108,7 +108,7 @@ def test_freezing_takes_the_stem_and_whole_stages():
     assert trained == ["layers.10.blocks.0.norm1.weight", "head.weight", "head.bias"]
 
 
-def test_a_checkpoint_kept_for_its_averages_says_so_when_raw_weights_are_taken(tmp_path, caplog):
+def test_a_checkpoint_kept_for_its_ema_weights_says_so_when_raw_weights_are_taken(tmp_path, caplog):
     path = tmp_path / "best.ckpt"
     both = {**arrays(), **{f"ema.{name}": value for name, value in arrays(value=2.0).items()}}
     write_checkpoint(path, both, {"best_is_ema": True})

@@ -1,4 +1,4 @@
-"""The average of the weights against its formula."""
+"""EMA weights against their formula."""
 
 from __future__ import annotations
 
