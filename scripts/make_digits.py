@@ -17,6 +17,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from focal.errors import UserError, run_main  # noqa: E402
+from focal.files import temporary_path  # noqa: E402
 
 logger = logging.getLogger("focal")
 
@@ -40,7 +41,7 @@ def write_digits(folder: str) -> Path:
         raise UserError("digits: need scikit-learn; pip install -r requirements-dev.txt") from None
     digits = load_digits()
     order = np.random.Generator(np.random.PCG64(zlib.crc32(b"order"))).permutation(len(digits.images))
-    partial = target.with_name(target.name + ".partial")
+    partial = temporary_path(target)
     shutil.rmtree(partial, ignore_errors=True)
     for split, chosen in (("train", order[:TRAIN_IMAGES]), ("val", order[TRAIN_IMAGES:])):
         for index in chosen:

@@ -29,6 +29,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "src"), str(Path(__fil
 
 from focal.checkpoint.paths import check_output_file  # noqa: E402
 from focal.errors import UserError, run_main  # noqa: E402
+from focal.files import write_json  # noqa: E402
 from focal.trainers.gradient_buckets import fusion_buckets  # noqa: E402
 from tools.graph_report.counts import Kernel, dump_training_graph, kernels, parse_graph  # noqa: E402
 
@@ -84,7 +85,7 @@ class StepCounts:
 
     def save(self, path: Path) -> None:
         """Write as JSON; counting takes minutes, reading does not."""
-        path.write_text(json.dumps(dataclasses.asdict(self)) + "\n", encoding="utf-8")
+        write_json(path, dataclasses.asdict(self))
 
     @staticmethod
     def load(path: Path) -> StepCounts:

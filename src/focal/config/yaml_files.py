@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from focal.config.schema import ConfigError
+from focal.files import write_text
 
 # The published files. This folder exists in a checkout of the repository, but not beside an installed package.
 CONFIG_FOLDER = Path(__file__).resolve().parents[3] / "configs"
@@ -39,7 +40,7 @@ def write_yaml(path: Path, comment: str, blocks: Mapping[str, Mapping[str, Any]]
     for name, keys in blocks.items():
         # A width without limit keeps each key on a line of its own.
         lines.append(f"\n# {name}\n{yaml.dump(dict(keys), Dumper=_FlowListDumper, sort_keys=False, width=10**6)}")
-    path.write_text("".join(lines), encoding="utf-8")
+    write_text(path, "".join(lines))
 
 
 def _find_base(base: Any, chain: list[Path]) -> Path:

@@ -38,6 +38,7 @@ from PIL import Image
 from focal.data.decode import UnreadableImage, decode_rgb
 from focal.data.folder import ImageFolder, ImageSource, pack_names
 from focal.errors import UserError
+from focal.files import write_json
 
 logger = logging.getLogger("focal")
 
@@ -178,8 +179,7 @@ def check_output(output: Path, class_names: tuple[str, ...], sources: Mapping[st
         has_split = any(find_shards(str(output), split) for split in ("train", "val"))
         present = read_class_names(str(output)) if has_split else None
         if present is None:
-            names = json.dumps(list(class_names), indent=0) + "\n"
-            (output / CLASSES_FILE).write_text(names, encoding="utf-8")
+            write_json(output / CLASSES_FILE, list(class_names), indent=0)
     except OSError as error:
         raise UserError(f"output: {output} cannot be written ({error.strerror or error})") from None
     if present not in (None, class_names):

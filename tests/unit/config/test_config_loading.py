@@ -1,5 +1,6 @@
 """A YAML file or a mapping becomes a Config, and a Config becomes YAML."""
 
+import os
 import random
 
 import pytest
@@ -133,6 +134,19 @@ def test_a_saved_config_loads_equal(path, tmp_path):
     config = load_config(path)
     save_config(config, tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml") == config
+
+
+def test_a_config_that_cannot_be_written_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "config.yaml"
+    save_config(load_config({"epochs": 7}), path)
+
+    def full(descriptor):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_config(load_config({"epochs": 8}), path)
+    assert load_config(path).optim.epochs == 7 and os.listdir(tmp_path) == ["config.yaml"]
 
 
 def draw(name: str, rng: random.Random) -> object:
