@@ -1,7 +1,8 @@
-"""Loads the authors' state dicts into a network and makes them from one. Names are equal, but theirs hold buffers, too.
+"""Loads the authors' state dicts into a network and makes them from one.
 
-Of the buffers only version 2's `topk_cloest_indice_k` (spelt so upstream) carry information: which of several equally
-distant tokens torch.topk kept. They are taken over; the others follow from the settings and are checked by shape.
+Parameter names are the same; theirs also contain buffers. Of these only version 2's `topk_cloest_indice_k` (spelt
+so upstream) carry information: which of several equally distant tokens torch.topk kept. They are taken over; the others
+follow from the settings and are checked by shape.
 """
 
 from __future__ import annotations

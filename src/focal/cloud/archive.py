@@ -71,7 +71,7 @@ def _unpack_tar(archive: Path, folder: Path, compressed: bool) -> None:
         assert entries.fileobj is not None
         while rest := entries.fileobj.read(_CHUNK):  # to the end of the stream, where the checksum is
             if rest.strip(b"\0"):
-                raise tarfile.ReadError("it goes on after its end, like archives that were joined")
+                raise tarfile.ReadError("there is data after its end; were several archives joined?")
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:

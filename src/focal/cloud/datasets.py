@@ -97,7 +97,7 @@ def _unpack(archive: Path, folder: Path, record: Path, identity: dict[str, objec
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         if folder.exists():
-            folder.rename(temporary)  # never half removed under its own name
+            folder.rename(temporary)  # renamed first, so that a half-removed folder never has the real name
             shutil.rmtree(temporary)
         unpack_archive(archive, temporary)
         write_json(record, identity)  # while there is no folder, so that a crash cannot leave them inconsistent

@@ -46,7 +46,7 @@ class Storage:
         Every rank must call it.
 
         Raises:
-            UserError: the data cannot be had; raised on every rank.
+            UserError: the data cannot be brought here; raised on every rank.
         """
         return self.config.data.data_url
 

@@ -95,7 +95,7 @@ class _Worker(threading.Thread):
 
 
 def _sum_over_ranks(what: str, values: np.ndarray, timeout: float) -> np.ndarray:
-    with waiting(f"a sign of life from the other ranks, one of which brings the {what}", timeout):
+    with waiting(f"an answer from the other ranks while {what} is prepared", timeout):
         return all_reduce_sum(values, timeout + 60)
 
 

@@ -78,7 +78,7 @@ def open_storage(config: Config, device: Device, unknown_arguments: Sequence[str
 
 
 def send_unsent_results(config: Config) -> None:
-    """After a job failed on a cloud platform: send what a killed worker could not, since only that is kept."""
+    """After a failed cloud job, send what a killed worker could not; the platform keeps nothing else."""
     if detect_platform(config.run.run_openi, os.environ) == LOCAL:
         return
     try:

@@ -37,7 +37,10 @@ class ImageSource(Protocol):
 
 
 def pack_names(names: Iterable[str]) -> np.ndarray:
-    """File names as an array of bytes, which forked workers share; they would soon have copied a list of strings."""
+    """File names as an array of bytes.
+
+    Forked workers share the array; a list of strings would be copied as soon as it is read.
+    """
     return np.array([os.fsencode(name) for name in names], dtype=bytes)
 
 

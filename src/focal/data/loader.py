@@ -40,8 +40,8 @@ class TrainData:
     Attributes:
         class_names: by label.
         num_images: of the whole split, all ranks together.
-        batches_per_epoch: batches per rank and epoch; images that do not fill a batch on every rank are left out, other
-            ones in each epoch.
+        batches_per_epoch: batches per rank and epoch; images that do not fill a batch on every rank are left out,
+            different ones in each epoch.
         unreadable: path -> how often another image has taken its place so far.
 
     Args:

@@ -1,4 +1,4 @@
-"""What ranks tell each other outside compiled graphs.
+"""Collective operations outside compiled graphs.
 
 Everything travels as a float32 sum, the one collective that works on every device MindSpore supports. Each call that
 waits for other ranks ends the process with a message when it has waited too long.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # importing this module does not import the framework
 logger = logging.getLogger("focal")
 
 TIMEOUT_EXIT_CODE = 75  # EX_TEMPFAIL: the job can be started again
-COLLECTIVE_TIMEOUT = 600.0  # seconds; ranks may differ by a compilation, not by more
+COLLECTIVE_TIMEOUT = 600.0  # seconds; one rank may still be compiling while another waits
 _CHUNK = 1 << 24  # float32 numbers per collective when broadcasting: 64 MiB
 
 _rank, _world_size = 0, 1  # of the process group that this process has joined

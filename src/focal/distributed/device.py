@@ -87,7 +87,7 @@ def setup_device(run: RunConfig) -> Device:
     if run.device_target == "Ascend":
         for name, seconds in communication_timeouts(run.step_timeout).items():
             os.environ.setdefault(name, seconds)
-    import mindspore as ms  # not before: when imported, it sets HCCL_CONNECT_TIMEOUT where nobody else has
+    import mindspore as ms  # imported late: the import itself sets HCCL_CONNECT_TIMEOUT if it is unset
 
     ms.set_context(mode=ms.PYNATIVE_MODE if run.graph_mode else ms.GRAPH_MODE)
     # A loop over the gradients of a large network is unrolled into calls nested once per gradient: Small has over 300,

@@ -13,7 +13,8 @@ from typing import Optional
 from focal.distributed.rank_table import RankTable, read_rank_table
 from focal.errors import UserError
 
-RANK_TABLE_VARIABLES = ("RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH")  # two names of one thing; the first one counts
+# Two names for the same file; the first takes precedence.
+RANK_TABLE_VARIABLES = ("RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Launch:
 
 
 def detect_launch(environ: Mapping[str, str]) -> Optional[Launch]:
-    """The launch this process belongs to, or None: nobody has started workers.
+    """The launch this process belongs to, or None if no launcher started it.
 
     Raises:
         UserError: variables that contradict each other, or an unusable rank table.

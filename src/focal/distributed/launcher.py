@@ -37,7 +37,7 @@ logger = logging.getLogger("focal")
 
 POLL_SECONDS = 0.1
 INTERRUPT_GRACE = 300.0  # seconds that workers have after Ctrl-C or SIGTERM to save and to send their results
-FAILURE_GRACE = 15.0  # seconds that the other workers then have if one fails instead
+FAILURE_GRACE = 15.0  # seconds left to the other workers if one of them fails meanwhile
 # Exit codes of workers that ended because they were asked to.
 _STOPPED = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 SCHEDULER_GRACE = 20.0  # seconds that the scheduler has to end after the last worker
@@ -149,13 +149,13 @@ class _Job:
         return Worker(name, process, log, start)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if self.interrupted is not None:  # asked twice: at once
+        if self.interrupted is not None:  # second signal: stop waiting
             self.deadline = 0.0
             return
         self.interrupted = number
         self.deadline = time.monotonic() + INTERRUPT_GRACE
         name = signal.Signals(number).name
-        logger.info("%s: passed on; the workers save and stop. Once more ends them at once", name)
+        logger.info("%s: the workers will save and stop; repeat it to end them at once", name)
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
@@ -169,7 +169,7 @@ class _Job:
             running = [worker for worker, code in states if code is None]
             if self.interrupted is not None:
                 broken = [worker for worker in failed if worker.process.returncode not in _STOPPED]
-                if broken:  # the others wait for it in vain
+                if broken:  # the others would wait for it forever
                     self.deadline = min(self.deadline, time.monotonic() + FAILURE_GRACE)
                 if broken and (not running or time.monotonic() > self.deadline):
                     return self._report_failure(broken[0], shown)
@@ -212,10 +212,10 @@ class _Job:
             time.sleep(POLL_SECONDS)
         code = self.scheduler.process.poll()
         if code is None:
-            logger.info("all workers of this server ended well; the scheduler, which still runs, is ended")
+            logger.info("all workers of this server have finished; ending the scheduler, which is still running")
         elif code:
             logger.warning(
-                "all workers of this server ended well, the scheduler with exit code %d; its log: %s",
+                "all workers of this server have finished, but the scheduler ended with exit code %d; its log: %s",
                 code,
                 self.scheduler.log,
             )

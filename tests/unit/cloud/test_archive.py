@@ -139,7 +139,7 @@ def test_joined_archives_are_refused(tmp_path: Path) -> None:
     """tarfile, as tar, stops at the end of the first and would lose the second without a word."""
     whole = _tar(tmp_path / "a.tar.gz", _three_files).read_bytes()
     (tmp_path / "b.tar.gz").write_bytes(whole + whole)
-    with pytest.raises(UserError, match="goes on after its end"):
+    with pytest.raises(UserError, match="data after its end"):
         unpack_archive(tmp_path / "b.tar.gz", tmp_path / "out")
 
 

@@ -86,4 +86,4 @@ def test_ctrl_c_ends_the_wait_for_the_scheduler_but_does_not_fail_the_job(
     start = time.monotonic()
     assert made._watch() == 0
     assert time.monotonic() - start < 40
-    assert "the scheduler, which still runs, is ended" in caplog.text
+    assert "ending the scheduler, which is still running" in caplog.text
