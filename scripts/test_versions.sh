@@ -17,7 +17,7 @@ quick_tests=(
     "tests/numerics/test_model_parity.py::test_logits_and_stages[nano_v1]"
     "tests/numerics/test_model_parity.py::test_logits_and_stages[nano_v2_useconv]"
     "tests/numerics/test_model_parity.py::test_gradient_norms[nano_v2]"
-    tests/integration/test_launcher.py::test_two_workers
+    tests/integration/test_launcher.py::test_two_workers_start_work_together_and_end
     tests/integration/test_distributed.py::test_two_processes_equal_one_with_twice_the_batch
 )
 

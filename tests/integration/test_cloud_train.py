@@ -13,7 +13,7 @@ from tests.integration.jobs import job, python
 from tests.integration.test_distributed import NANO, PATIENCE
 
 
-def test_an_openi_task(tmp_path: Path) -> None:
+def test_an_openi_task_trains_and_sends_its_results(tmp_path: Path) -> None:
     pytest.importorskip("c2net", reason="c2net is not installed: pip install -r requirements-dev.txt")
     (tmp_path / "nano.yaml").write_text(NANO)
     (tmp_path / "dataset").mkdir()

@@ -131,7 +131,7 @@ def test_two_processes_equal_one_with_twice_the_batch(pair: Path) -> None:
     assert max(record["grad_norm"] or 0 for record in records(pair, "one") if record["kind"] == "train") > CLIP
 
 
-def test_an_overflow_on_one_rank_skips_the_update_on_all(pair: Path) -> None:
+def test_an_overflow_on_one_rank_skips_the_step_on_all(pair: Path) -> None:
     for name in ("one", "two"):
         updates = [record for record in records(pair, name) if record["kind"] == "train"]
         assert [record["nonfinite"] for record in updates] == [0, 1, 0, 1, 0, 0, 0, 0]
@@ -143,7 +143,7 @@ def test_an_overflow_on_one_rank_skips_the_update_on_all(pair: Path) -> None:
     np.testing.assert_allclose(one, two, rtol=0, atol=TOLERANCE)
 
 
-def test_evaluation_during_training_is_equal(pair: Path) -> None:
+def test_evaluation_during_training_is_the_same_in_one_and_in_two_processes(pair: Path) -> None:
     one, two = ([r for r in records(pair, name) if r["kind"] == "val"] for name in ("one", "two"))
     assert len(one) == len(two) == 2
     for single, double in zip(one, two):
@@ -179,7 +179,7 @@ def progress(place: Path, running: Job, name: str, update: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_killed_in_mid_epoch_and_resume(place: Path) -> None:
+def test_a_training_resumes_after_a_worker_was_killed_in_mid_epoch(place: Path) -> None:
     """SIGKILL ends the whole job in time; resume goes on with two devices, then with one."""
     keys = {"script": "train.py", "batch_size": 2, "save_steps": 2, "epochs": 1000}
     with job(train(place, "killed", device_num=2, **keys), place / "killed.out") as running:

@@ -34,7 +34,7 @@ def results(folder: Path) -> list[dict]:
     return [json.loads((folder / f"result_{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def test_two_workers(tmp_path: Path) -> None:
+def test_two_workers_start_work_together_and_end(tmp_path: Path) -> None:
     """Start to end: ranks, collectives, broadcast, terminal, logs."""
     with job(python(SCRIPT, device_num=2, train_url=tmp_path), tmp_path / "out", FOCAL_TEST="collectives") as running:
         assert running.wait(START) == 0, running.output
@@ -128,7 +128,7 @@ def test_under_msrun_nothing_is_launched_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_servers(tmp_path: Path) -> None:
+def test_two_servers_work_together_and_end_together(tmp_path: Path) -> None:
     """Two launchers, as on two servers; the death of a worker of one ends the other."""
     port = free_port()
     commands = [

@@ -80,24 +80,24 @@ def work_together(folder: Path, size: int = 2, **environment: Optional[str]) -> 
         assert result["after"] == found[0]["before"]  # rank 0's values on all, to the bit
 
 
-def test_a_rank_table_of_one_server_in_modelarts_folder(tmp_path: Path) -> None:
+def test_ranks_work_together_by_a_table_in_modelarts_folder(tmp_path: Path) -> None:
     """Called by a name that nobody can resolve: a server reaches itself without it."""
     rank_table(tmp_path, ["server-of-modelarts.invalid"], devices=2)
     work_together(tmp_path, RANK_TABLE_FILE=str(tmp_path))
 
 
-def test_a_rank_table_of_two_servers(tmp_path: Path) -> None:
+def test_ranks_work_together_by_a_table_of_two_servers(tmp_path: Path) -> None:
     """The scheduler listens at the address of rank 0's server, which is not the machine's usual one."""
     table = rank_table(tmp_path, ["127.0.0.2", "127.0.0.1"])
     work_together(tmp_path, RANK_TABLE_FILE=str(table))
 
 
-def test_a_rank_table_by_its_other_name(tmp_path: Path) -> None:
+def test_ranks_work_together_by_a_table_of_the_other_variable(tmp_path: Path) -> None:
     table = rank_table(tmp_path, ["127.0.0.1"], devices=2)
     work_together(tmp_path, MINDSPORE_HCCL_CONFIG_PATH=str(table))
 
 
-def test_ranks_without_a_table(tmp_path: Path) -> None:
+def test_ranks_work_together_without_a_table(tmp_path: Path) -> None:
     work_together(tmp_path, size=3)
 
 
@@ -141,7 +141,7 @@ def test_a_killed_rank_ends_the_others(tmp_path: Path, lost: int) -> None:
 
 
 @pytest.mark.slow
-def test_train_py_and_eval_py_with_a_rank_table_of_two_servers(tmp_path: Path) -> None:
+def test_train_py_and_eval_py_run_with_a_rank_table_of_two_servers(tmp_path: Path) -> None:
     """The real scripts: a training of two ranks, and its evaluation."""
     (tmp_path / "nano.yaml").write_text(NANO)
     table = rank_table(tmp_path, ["127.0.0.1", "127.0.0.2"])

@@ -67,7 +67,7 @@ def load(folder, **overrides):
         (["--pretrained", "README.md", "--data_url", "tests"], "README.md|holds neither train/ and val/"),
     ],
 )
-def test_a_mistake_is_one_line(script, flags, named):
+def test_a_mistake_is_reported_in_one_line(script, flags, named):
     start = time.monotonic()
     line = [sys.executable, script, "--device_target", "CPU", "--amp_level", "O0", "--pretrained", "LICENSE", *flags]
     done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
@@ -79,7 +79,7 @@ def test_a_mistake_is_one_line(script, flags, named):
 
 
 @pytest.mark.slow
-def test_train_evaluate_and_fine_tune(tmp_path):
+def test_a_training_can_be_evaluated_and_fine_tuned(tmp_path):
     """One training; eval.py on its best checkpoint; then its weights under another number of classes."""
     config = make_workplace(tmp_path, epochs=2)
     output = tmp_path / "out"

@@ -63,7 +63,7 @@ def test_unchanged_settings_have_no_difference(make_config):
     assert changed_settings({**saved, "gone": 3}, config) == ["gone: 3 -> (no such setting)"]
 
 
-def test_a_changed_average_starts_from_the_weights(make_config, make_step, tmp_path):
+def test_newly_enabled_ema_starts_from_the_weights(make_config, make_step, tmp_path):
     config = make_config(enable_ema=False)
     step = make_step(config)
     write_checkpoint(tmp_path / "a.ckpt", collect_tensors(step.state(), 1), make_meta(config, Progress(), 1, 10))
@@ -83,7 +83,9 @@ def test_tensors_that_do_not_fit_are_named(make_config, make_step, tmp_path):
         restore(read_checkpoint(tmp_path / "a.ckpt"), make_step(config).state(), config, 1, 10)
 
 
-def test_another_number_of_devices_keeps_the_state_and_the_share_of_the_epoch(make_config, make_step, tmp_path, caplog):
+def test_another_number_of_devices_keeps_the_state_and_the_fraction_of_the_epoch(
+    make_config, make_step, tmp_path, caplog
+):
     config = make_config(accumulation_step=2)
     step = make_step(config)
     step.random_counter.set_data(Tensor(80, step.random_counter.dtype))

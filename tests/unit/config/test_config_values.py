@@ -12,12 +12,12 @@ def loaded(name, raw):
 
 
 @pytest.mark.parametrize("raw", ["true", "True", "TRUE", True])
-def test_these_mean_true(raw):
+def test_true_in_any_usual_spelling_means_true(raw):
     assert loaded("qkv_bias", raw) is True
 
 
 @pytest.mark.parametrize("raw", ["false", "False", "FALSE", False])
-def test_these_mean_false(raw):
+def test_false_in_any_usual_spelling_means_false(raw):
     assert loaded("qkv_bias", raw) is False
 
 
@@ -54,7 +54,7 @@ def test_a_list_may_be_a_flag(tmp_path):
 
 
 @pytest.mark.parametrize("raw", [None, "none", "None", "null", ""])
-def test_these_mean_none(raw):
+def test_none_null_and_the_empty_text_mean_none(raw):
     assert loaded("qk_scale", raw) is None and loaded("eval_batch_size", raw) is None and loaded("resume", raw) is None
 
 

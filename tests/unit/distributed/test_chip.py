@@ -19,7 +19,7 @@ from focal.distributed.chip import OperatorPrecision, operator_precision, refuse
         ("ascend950", "must_keep_origin_dtype", True),  # a chip that this code does not know
     ],
 )
-def test_what_is_set_for_each_chip(chip, mode, has_hf32):
+def test_each_chip_gets_the_precision_mode_it_supports(chip, mode, has_hf32):
     assert operator_precision(chip) == OperatorPrecision(mode, has_hf32)
 
 
@@ -29,7 +29,7 @@ def on(monkeypatch, target, chip):
 
 
 @pytest.mark.parametrize("target, chip", [("Ascend", "ascend910b"), ("Ascend", "ascend910_93"), ("GPU", "")])
-def test_bf16_is_accepted_elsewhere(monkeypatch, target, chip):
+def test_bf16_is_accepted_on_every_chip_but_a_910a(monkeypatch, target, chip):
     on(monkeypatch, target, chip)
     refuse_unsupported("bf16")
 
@@ -52,7 +52,7 @@ def test_every_other_level_is_accepted_on_a_910a(monkeypatch, level):
         ("Ascend", "ascend910b", "SATURATION_MODE", True),
     ],
 )
-def test_which_chips_saturate(monkeypatch, target, chip, mode, saturates):
+def test_a_910a_saturates_and_a_910b_only_when_told_to(monkeypatch, target, chip, mode, saturates):
     on(monkeypatch, target, chip)
     monkeypatch.delenv("MS_ASCEND_CHECK_OVERFLOW_MODE", raising=False)
     if mode is not None:

@@ -35,24 +35,24 @@ def test_a_preset_engine_with_one_process_is_no_launch() -> None:
     assert detect_launch({"RANK_SIZE": "1", "RANK_ID": "0", "DEVICE_ID": "0", "JOB_ID": "x"}) is None
 
 
-def test_msrun_worker() -> None:
+def test_an_msrun_worker_is_recognised() -> None:
     launch = detect_launch({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "8", "MS_NODE_ID": "3", "DEVICE_ID": "3"})
     assert (launch.launcher, launch.rank, launch.world_size, launch.device_id) == ("dynamic_cluster", 3, 8, 3)
     assert not launch.is_scheduler
 
 
-def test_msrun_worker_whose_rank_mindspore_assigns() -> None:
+def test_an_msrun_worker_may_leave_its_rank_to_mindspore() -> None:
     launch = detect_launch({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "16", "DEVICE_ID": "3"})
     assert launch.rank is None and launch.world_size == 16
 
 
-def test_msrun_scheduler_trains_nothing() -> None:
+def test_an_msrun_scheduler_trains_nothing() -> None:
     launch = detect_launch({"MS_ROLE": "MS_SCHED", "MS_WORKER_NUM": "8", "RANK_ID": "0"})
     assert launch.is_scheduler and launch.rank is None
 
 
 @pytest.mark.parametrize("variable", ["RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH"])
-def test_a_rank_table_by_either_name(table: Path, variable: str) -> None:
+def test_a_rank_table_is_found_by_either_variable(table: Path, variable: str) -> None:
     launch = detect_launch({variable: str(table), "RANK_ID": "9", "DEVICE_ID": "5"})
     assert (launch.launcher, launch.rank, launch.world_size, launch.device_id) == ("rank_table", 9, 16, 5)
     assert launch.rank_table.path == table
@@ -62,12 +62,12 @@ def test_without_a_device_id_the_device_is_that_of_the_table(table: Path) -> Non
     assert detect_launch({"RANK_TABLE_FILE": str(table), "RANK_ID": "9"}).device_id == 1
 
 
-def test_preset_engine_of_several_processes() -> None:
+def test_a_preset_engine_with_several_processes_is_a_launch() -> None:
     launch = detect_launch({"RANK_SIZE": "8", "RANK_ID": "5", "DEVICE_ID": "5"})
     assert (launch.launcher, launch.rank, launch.world_size) == ("preset", 5, 8)
 
 
-def test_mpi() -> None:
+def test_an_mpi_process_is_recognised() -> None:
     environ = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
     launch = detect_launch(environ)
     assert (launch.rank, launch.world_size, launch.device_id) == (3, 4, 1)
@@ -91,12 +91,12 @@ def test_contradictions_are_refused(environ: dict[str, str], words: str) -> None
         detect_launch(environ)
 
 
-def test_rank_table_without_a_rank(table: Path) -> None:
+def test_a_rank_table_without_a_rank_is_refused(table: Path) -> None:
     with pytest.raises(UserError, match="RANK_TABLE_FILE is set but RANK_ID is not"):
         detect_launch({"RANK_TABLE_FILE": str(table)})
 
 
-def test_rank_table_against_rank_size(table: Path) -> None:
+def test_a_rank_size_that_contradicts_the_rank_table_is_refused(table: Path) -> None:
     with pytest.raises(UserError, match="RANK_SIZE: 8 contradicts RANK_TABLE_FILE, which lists 16"):
         detect_launch({"RANK_TABLE_FILE": str(table), "RANK_ID": "0", "RANK_SIZE": "8"})
 

@@ -46,7 +46,7 @@ def test_nothing_is_compiled_ahead_in_pynative_mode(pynative_mode):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to give memory back")
-def test_freed_memory_goes_back():
+def test_freed_memory_goes_back_to_the_system():
     code = (
         "import ctypes; from focal.distributed.memory import return_freed_memory\n"
         "libc = ctypes.CDLL(None); libc.malloc.restype = ctypes.c_void_p\n"
@@ -63,7 +63,7 @@ def test_freed_memory_goes_back():
 
 
 @pytest.mark.parametrize("machine, expected", [(24, "12GB"), (1, "1GB"), (1024, "64GB")])
-def test_the_pool_is_half_the_machine(machine, expected):
+def test_the_pool_is_half_the_machines_memory(machine, expected):
     code = (
         "import os; from mindspore import runtime; from focal.distributed import memory\n"
         f"os.sysconf = {{'SC_PAGE_SIZE': 1 << 12, 'SC_PHYS_PAGES': {machine} << 18}}.__getitem__\n"

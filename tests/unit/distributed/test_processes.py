@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 NOTE = b"[INFO] DISTRIBUTED(1,2,python): connected\n"
 
 
-def test_notes_of_the_framework_are_left_out(tmp_path: Path, capfdbinary: pytest.CaptureFixture) -> None:
+def test_framework_messages_are_left_out_of_what_is_shown(tmp_path: Path, capfdbinary: pytest.CaptureFixture) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"earlier\n")
     follower = Follower(log, log.stat().st_size)

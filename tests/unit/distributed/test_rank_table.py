@@ -35,7 +35,7 @@ def read(folder: Path, table: object) -> RankTable:
     return read_rank_table(str(path))
 
 
-def test_two_servers(tmp_path: Path) -> None:
+def test_ranks_are_found_on_their_server_and_device(tmp_path: Path) -> None:
     table = read(tmp_path, TWO_SERVERS)
     assert table.world_size == 16
     assert [server.addresses for server in table.servers] == [("10.0.0.1",), ("10.0.0.2",)]
@@ -43,7 +43,7 @@ def test_two_servers(tmp_path: Path) -> None:
     assert table.server_of(9) is table.servers[1]
 
 
-def test_the_folder_of_modelarts(tmp_path: Path) -> None:
+def test_the_folder_of_modelarts_stands_for_the_table_in_it(tmp_path: Path) -> None:
     path = read(tmp_path, TWO_SERVERS).path
     assert read_rank_table(str(tmp_path)).path == path
 
@@ -58,13 +58,13 @@ def test_the_older_form_numbers_its_devices_in_order(tmp_path: Path) -> None:
     assert table.device_of(11) == 3 and table.server_of(11).addresses == ("10.0.0.2",)
 
 
-def test_a_container_s_own_address_comes_before_its_host_s(tmp_path: Path) -> None:
+def test_a_containers_own_address_comes_before_its_hosts(tmp_path: Path) -> None:
     entry = server("opaque-id", range(1), host_ip="10.0.0.1", container_ip="172.16.0.5")
     table = read(tmp_path, {"status": "completed", "server_list": [entry]})
     assert table.servers[0].addresses == ("172.16.0.5", "10.0.0.1", "opaque-id")
 
 
-def test_super_pods(tmp_path: Path) -> None:
+def test_a_table_of_super_pods_is_read(tmp_path: Path) -> None:
     """Form 1.2: an opaque server_id, host_ip, devices with more entries."""
     entry = {"server_id": "node_0", "host_ip": "10.0.0.1", "device": [device(0, rank_id="0", super_device_id="7")]}
     super_pods = [{"super_pod_id": "0", "server_list": [{"server_id": "node_0"}]}]
@@ -86,7 +86,7 @@ def test_super_pods(tmp_path: Path) -> None:
         ({"server_list": [server("a", range(2)), server("b", range(2))]}, r"lists the ranks \[0, 0, 1, 1\]"),
     ],
 )
-def test_bad_rank_tables(tmp_path: Path, table: object, words: str) -> None:
+def test_an_unusable_rank_table_is_refused_with_the_reason(tmp_path: Path, table: object, words: str) -> None:
     with pytest.raises(UserError, match=f"^RANK_TABLE_FILE: .*{words}"):
         read(tmp_path, table)
 

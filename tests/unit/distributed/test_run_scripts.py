@@ -41,11 +41,11 @@ def test_without_arguments_there_is_a_usage_text(script: str, python: Path) -> N
 
 
 @pytest.mark.parametrize("script", ["run_standalone_train", "run_distribute_train", "run_eval", "run_checks"])
-def test_the_shell_accepts_them(script: str) -> None:
+def test_the_shell_accepts_every_script(script: str) -> None:
     assert subprocess.run(["bash", "-n", f"scripts/{script}.sh"], cwd=REPOSITORY).returncode == 0
 
 
-def test_standalone(python: Path, tmp_path: Path) -> None:
+def test_standalone_training_passes_its_arguments_on(python: Path, tmp_path: Path) -> None:
     result = run(
         "run_standalone_train", CONFIG, tmp_path / "data", "./out", "--epochs", "2", python=python, DEVICE_ID="3"
     )
@@ -56,20 +56,20 @@ def test_standalone(python: Path, tmp_path: Path) -> None:
     assert result.stdout.startswith(str(REPOSITORY / "scripts" / ".." / "train.py"))
 
 
-def test_distribute_on_one_server(python: Path, tmp_path: Path) -> None:
+def test_distributed_training_on_one_server_needs_no_address(python: Path, tmp_path: Path) -> None:
     given = flags(run("run_distribute_train", 8, CONFIG, tmp_path / "data", "out", python=python, DEVICE_TARGET="CPU"))
     assert given["device_num"] == "8" and given["device_target"] == "CPU"
     assert "node_num" not in given and "master_port" not in given
 
 
-def test_distribute_on_several_servers(python: Path, tmp_path: Path) -> None:
+def test_distributed_training_on_several_servers_passes_the_address_on(python: Path, tmp_path: Path) -> None:
     place = {"NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"}
     given = flags(run("run_distribute_train", 16, CONFIG, tmp_path / "data", "out", python=python, **place))
     assert (given["device_num"], given["node_num"], given["node_rank"]) == ("16", "2", "1")
     assert (given["master_addr"], given["master_port"]) == ("10.0.0.1", "8118")
 
 
-def test_eval(python: Path, tmp_path: Path) -> None:
+def test_evaluation_passes_its_arguments_on(python: Path, tmp_path: Path) -> None:
     (tmp_path / "a.ckpt").write_text("")
     given = flags(run("run_eval", CONFIG, tmp_path / "a.ckpt", tmp_path / "data", "--use_ema", "True", python=python))
     assert given["pretrained"] == str(tmp_path / "a.ckpt") and given["device_num"] == "1" and given["use_ema"] == "True"
@@ -90,7 +90,9 @@ def test_eval(python: Path, tmp_path: Path) -> None:
         ((8, CONFIG, "configs", "out"), {"PYTHON": "no-such-python"}, "interpreter: no-such-python not found"),
     ],
 )
-def test_mistakes_are_one_line(python: Path, arguments: tuple, variables: dict[str, str], words: str) -> None:
+def test_each_mistake_is_reported_in_one_line(
+    python: Path, arguments: tuple, variables: dict[str, str], words: str
+) -> None:
     result = run("run_distribute_train", *arguments, **{"python": python, **variables})
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1

@@ -47,7 +47,7 @@ def test_tested_versions_need_no_remark(version: str) -> None:
         ("2.11.0", "has not been tested"),
     ],
 )
-def test_other_versions_get_one(version: str, words: str) -> None:
+def test_other_versions_get_a_remark(version: str, words: str) -> None:
     assert words in version_remark(version)
 
 

@@ -32,7 +32,7 @@ GRAPH = """
 """  # noqa: E501
 
 
-def test_operations_and_bytes_by_hand() -> None:
+def test_operations_and_bytes_are_those_counted_by_hand() -> None:
     by_name = {operator.name: operator for operator in parse_graph(GRAPH)}
     product = by_name["MatMul"]
     assert product.operations == 2 * 8 * 32 * 16
@@ -70,17 +70,17 @@ def test_a_fused_chain_reads_and_writes_its_ends_only() -> None:
         ("PrimFunc_Add(%a, %b)", "(<T, (2, 3)>, <T, (2, 3)>) -> (<T, (2, 3)>)", 0),
     ],
 )  # fmt: skip
-def test_products_and_convolutions(name: str, types: str, operations: int) -> None:
+def test_operations_of_products_and_convolutions_are_counted(name: str, types: str, operations: int) -> None:
     text = f"  %0(x) = {name} {{attrs}}\n      : {types.replace('<T,', '<Tensor[Float32],')}\n"
     assert parse_graph(text)[0].operations == operations
 
 
-def test_something_else_is_refused() -> None:
+def test_a_text_that_is_not_a_graph_is_refused() -> None:
     with pytest.raises(UserError, match="holds no operators"):
         parse_graph("hello\nworld")
 
 
-def test_the_real_graph_of_a_small_network(tmp_path: Path) -> None:
+def test_the_graph_of_a_small_network_agrees_with_the_models_own_count(tmp_path: Path) -> None:
     """Matrix operations of forward and backward are three times those of the forward pass, by the model's own count."""
     (tmp_path / "nano.yaml").write_text(NANO)
     text, told = dump_training_graph(str(tmp_path / "nano.yaml"), 16, tmp_path)

@@ -47,7 +47,7 @@ def network_operators(graph: Graph, part: str = "") -> Counter[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_block_is_what_a_graph_has_more_with_it(graphs, mode):
+def test_a_block_gets_the_operators_that_it_adds_to_a_graph(graphs, mode):
     """The second block of the first stage (with drop path) is the difference between two blocks and one."""
     more, fewer = network_operators(graphs[mode, 2]), network_operators(graphs[mode, 1])
     block = network_operators(graphs[mode, 2], "layers.0.blocks.1")
@@ -59,7 +59,7 @@ def test_a_block_is_what_a_graph_has_more_with_it(graphs, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_all_is_attributed_and_equal_blocks_cost_the_same(graphs, mode):
+def test_everything_is_attributed_and_equal_blocks_cost_the_same(graphs, mode):
     result = report(graphs[mode, 2], mode)
     for phase, parts in result["parts"].items():
         assert UNATTRIBUTED not in parts
@@ -76,7 +76,7 @@ def test_operations_are_the_models_own_count(graphs):
     assert report(graphs["infer", 2], "infer")["total"]["operations"] == pytest.approx(expected, rel=0.02)
 
 
-def test_report_as_table_and_json(graphs, tmp_path):
+def test_the_report_is_written_as_a_table_and_as_json(graphs, tmp_path):
     result = report(graphs["train", 2], "train")
     lines = as_markdown(result).splitlines()
     assert "| operator | forward | backward | update |" in lines
@@ -96,12 +96,12 @@ def test_a_constant_over_several_lines_does_not_hide_an_operator():
     assert (operator.name, operator.parameters, len(operator.notes)) == ("Add", ("x",), 1)
 
 
-def test_what_fails_to_compile_is_named(tmp_path):
+def test_a_network_that_fails_to_compile_is_named(tmp_path):
     with pytest.raises(UserError, match=r"focalv2_nano: compiling the graph failed: .*depths"):
         dump_graphs([GraphRequest({**NANO_V2, "depths": [2]}, "infer")], tmp_path)
 
 
-def test_script_refuses_a_missing_config():
+def test_the_script_refuses_a_missing_config():
     command = [sys.executable, str(REPOSITORY / "tools" / "graph_report"), "--config", "configs/none.yaml"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0

@@ -72,7 +72,7 @@ def test_no_gather_has_an_index_for_each_number(nano, key):
 
 
 @each_nano_graph
-def test_no_scatter_on_activations(nano, key):
+def test_no_scatter_works_on_activations(nano, key):
     """UnsortedSegmentSum adds in an order of its own: serial or atomic on an Ascend, and not repeatable.
 
     The bias table's alone is allowed: rows as wide as there are heads, and as many of them for any batch.
@@ -84,25 +84,25 @@ def test_no_scatter_on_activations(nano, key):
 
 
 @each_nano_graph
-def test_no_strided_slice_of_activations(nano, key):
+def test_no_strided_slice_works_on_activations(nano, key):
     """StridedSlice copies number by number where split copies blocks; its gradient fills a whole tensor with zeros."""
     assert graph_bars.slices(nano[key]) == []
 
 
 @each_nano_graph
-def test_no_64_bit_tensors(nano, key):
+def test_no_tensor_has_64_bits(nano, key):
     """An Ascend's vector unit has no 64-bit integers: operators on them run on its slow AI CPU, with copies around."""
     assert graph_bars.wide_types(nano[key]) == []
 
 
 @each_nano_graph
-def test_no_dynamic_shapes(nano, key):
+def test_no_shape_is_dynamic(nano, key):
     """A shape known only at run time takes an operator out of the sunk graph: the host must wait, ask and start it."""
     assert graph_bars.dynamic_shapes(nano[key]) == []
 
 
 @each_nano_graph
-def test_few_transposes_in_blocks(nano, key):
+def test_blocks_have_few_transposes(nano, key):
     """A transpose moves all data and computes nothing, and memory sets the pace: two per block and direction at most.
 
     There are none in blocks; those of patch embeddings and downsamplings, between tokens and maps, are counted too.
@@ -116,7 +116,7 @@ def test_few_transposes_in_blocks(nano, key):
     assert counts == expected
 
 
-def test_position_mlp_runs_on_distinct_coordinates(nano):
+def test_the_position_mlp_runs_on_distinct_coordinates(nano):
     """Relative coordinates repeat over windows, queries and keys: an MLP over all pairs would do many times the work.
 
     The rows of its matrix products are as many as there are distinct coordinates.
@@ -128,7 +128,7 @@ def test_position_mlp_runs_on_distinct_coordinates(nano):
 
 @pytest.mark.parametrize("mode", ["infer", "export"])
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_bias_is_a_constant(nano, version, mode):
+def test_the_bias_is_a_constant(nano, version, mode):
     """Weights no longer change: tables, MLP and look-up of the bias would give the same numbers for every batch."""
     assert graph_bars.bias_operators(nano[version, mode]) == []
 
@@ -170,7 +170,7 @@ def test_dynamic_shapes_are_caught():
 
 
 @pytest.mark.slow
-def test_focal_fast_tiny_keeps_the_bars(tmp_path):
+def test_focal_fast_tiny_keeps_the_rules(tmp_path):
     """The same, for the smallest published network as it is trained (amp_level O1, drop path) and evaluated."""
     config = str(FOCAL_FAST_TINY)
     off = {"mix_up": 0.0, "cutmix": 0.0}  # they would want an even batch

@@ -33,7 +33,7 @@ def test_a_kernel_takes_the_longer_of_computing_and_moving() -> None:
     assert step_seconds(counts(), slower, fused=False) == pytest.approx(6.1 + 2 * 8.1)
 
 
-def test_ring_all_reduce() -> None:
+def test_a_ring_all_reduce_takes_the_pace_of_its_slowest_link() -> None:
     machine = replace(PLAIN, link=10.0, network=5.0, cards=4, message=0.5)
     assert all_reduce_seconds(80.0, 1, machine) == 0.0
     assert all_reduce_seconds(80.0, 4, machine) == pytest.approx(2 * 3 * (2.0 + 0.5))
@@ -49,7 +49,7 @@ def test_only_what_outlasts_the_backward_pass_costs_time() -> None:
     assert exposed_seconds(counts(), 2, 6.0, slow) == pytest.approx(6.0)
 
 
-def test_the_limit_is_named() -> None:
+def test_the_limiting_part_of_a_cluster_is_named() -> None:
     roomy = replace(PLAIN, link=1e9, network=1e9, cards=2, cores=100, core_images=10.0)
     row = scaling_row(counts(), 2, roomy, fused=False)
     assert row.limit == "card" and row.efficiency == pytest.approx(1.0)

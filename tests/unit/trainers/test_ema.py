@@ -23,7 +23,7 @@ def make(decay, warmup):
 
 @pytest.mark.parametrize("warmup", [False, True])
 @pytest.mark.parametrize("decay", [0.9, 0.99992])
-def test_follows_the_formula(decay, warmup):
+def test_ema_weights_follow_the_formula(decay, warmup):
     parameters, ema = make(decay, warmup)
     rng = np.random.default_rng(4)
     expected = [parameter.asnumpy().astype(np.float64) for parameter in parameters]
@@ -39,7 +39,7 @@ def test_follows_the_formula(decay, warmup):
             assert np.abs(average.asnumpy() - value).max() < 2e-6
 
 
-def test_a_skipped_update_changes_no_bit():
+def test_a_skipped_step_changes_no_bit():
     parameters, ema = make(0.5, True)
     before = [average.asnumpy().copy() for average in ema.averages]
     for parameter in parameters:

@@ -17,7 +17,7 @@ def test_small_networks_send_one_message() -> None:
     assert fusion_buckets([4] * 50) == [1] * 50
 
 
-def test_nothing_to_send() -> None:
+def test_no_gradients_need_no_buckets() -> None:
     assert fusion_buckets([]) == []
 
 

@@ -41,7 +41,7 @@ def test_clip_brings_the_norm_to_the_limit_and_leaves_small_gradients():
     assert float(clip_factor(Tensor(10.0, ms.float32), 5.0)) == pytest.approx(5 / (10 + 1e-6), rel=1e-6)
 
 
-def test_gradients_of_a_non_finite_update_become_zero():
+def test_gradients_of_a_non_finite_step_become_zero():
     values = [np.array([1.0, np.inf], np.float32), np.array([np.nan], np.float32)]
     zeros = scale_or_zero(tuple(Tensor(value) for value in values), Tensor(np.nan, ms.float32), Tensor(False))
     assert all((value.asnumpy() == 0).all() for value in zeros)

@@ -29,23 +29,23 @@ def expected(initial, window, flags):
     return seen
 
 
-def test_halves_doubles_and_counts():
+def test_the_scale_halves_doubles_and_counts():
     flags = np.random.default_rng(0).random(200) < 0.8
     assert run(LossScale(1024.0, True, 3), flags) == expected(1024.0, 3, flags)
 
 
-def test_never_below_one():
+def test_the_scale_never_falls_below_one():
     seen = run(LossScale(4.0, True, 3), [False] * 5)
     assert [value for value, _, _ in seen] == [2.0, 1.0, 1.0, 1.0, 1.0]
     assert [bad for _, _, bad in seen] == [1, 2, 3, 4, 5]
 
 
-def test_stays_finite():
+def test_the_scale_stays_finite():
     seen = run(LossScale(LARGEST_SCALE / 2, True, 1), [True] * 3)
     assert [value for value, _, _ in seen] == [LARGEST_SCALE] * 3
 
 
-def test_fixed_scale_never_moves_but_counts():
+def test_a_fixed_scale_never_moves_but_counts():
     seen = run(LossScale(128.0, False, 2), [True, False, False, True, True, True])
     assert [value for value, _, _ in seen] == [128.0] * 6
     assert [bad for _, _, bad in seen] == [0, 1, 2, 0, 0, 0]

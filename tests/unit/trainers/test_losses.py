@@ -15,7 +15,7 @@ def reference(logits, targets):
     return -(targets * (shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))).sum(1).mean()
 
 
-def test_soft_targets():
+def test_the_loss_of_soft_targets_is_that_of_numpy():
     rng = np.random.default_rng(1)
     logits = (30 * rng.standard_normal((7, 10))).astype(np.float32)
     targets = rng.dirichlet(np.ones(10), 7).astype(np.float32)

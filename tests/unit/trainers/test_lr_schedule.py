@@ -15,7 +15,7 @@ def config_of(make_config, **overrides):
     return make_config(**{**settings, **overrides}).optim
 
 
-def test_cosine_of_the_report_at_single_updates(make_config):
+def test_the_cosine_schedule_has_the_reports_rates(make_config):
     optim = config_of(make_config, warmup_length=20, cool_length=20)
     rates = learning_rates(optim, 2502)
     assert rates.shape == (320 * 2502,) and rates.dtype == np.float64
@@ -37,7 +37,7 @@ def test_no_schedule_falls_below_min_lr(make_config):
         assert learning_rates(optim, 3).min() == 2e-4, name
 
 
-def test_each_update_has_its_own_rate(make_config):
+def test_each_step_has_its_own_rate(make_config):
     rates = learning_rates(config_of(make_config, epochs=10, min_lr=0.0), 7)
     assert (np.diff(rates) < 0).all()
 
@@ -51,7 +51,7 @@ def test_each_update_has_its_own_rate(make_config):
         ("polynomial", lambda e: 5e-6 + (5e-4 - 5e-6) * (1 - e / 8) ** 2),
     ],
 )
-def test_other_schedules(make_config, name, expected):
+def test_the_other_schedules_follow_their_formulas(make_config, name, expected):
     optim = config_of(
         make_config, lr_scheduler=name, epochs=10, warmup_length=2, lr_gamma=0.3, lr_adjust=2.0, lr_power=2.0
     )
@@ -60,13 +60,13 @@ def test_other_schedules(make_config, name, expected):
         assert rates[update] == pytest.approx(max(5e-6, expected(update / 4 - 2)), rel=1e-12), update
 
 
-def test_factor_is_linear_in_images_per_update(make_config):
+def test_rates_are_linear_in_images_per_step(make_config):
     assert learning_rate_factor(64, 8, 1) == 1.0
     assert learning_rate_factor(32, 2, 4) == 0.5
     optim = config_of(make_config, warmup_length=20, cool_length=20)
     assert np.allclose(learning_rates(optim, 5, 2.0), 2 * learning_rates(optim, 5), rtol=1e-15)
 
 
-def test_an_epoch_without_updates_is_refused(make_config):
+def test_an_epoch_without_steps_is_refused(make_config):
     with pytest.raises(ValueError, match="updates_per_epoch: 0"):
         learning_rates(config_of(make_config), 0)

@@ -46,7 +46,7 @@ def test_metrics_and_events_are_written_and_read_back(tmp_path):
     assert ("train/loss", 2, 0.5) in events and ("val/top1", 3, 75.0) in events and len(events) == 4
 
 
-def test_resume_takes_back_what_came_after_the_checkpoint(tmp_path):
+def test_resuming_removes_records_that_came_after_the_checkpoint(tmp_path):
     files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"))
     for update in range(1, 6):
         files.write("train", update, update / 4, {"loss": float(update)})

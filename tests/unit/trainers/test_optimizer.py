@@ -54,7 +54,7 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_follows_the_formula(make_config, name):
+def test_each_optimizer_follows_its_formula(make_config, name):
     rates = 0.01 * (1 + np.arange(STEPS))
     parameters, optimizer = make(make_config, name, rates)
     expected = [[p.asnumpy().astype(np.float64), 0.0, 0.0] for p in parameters]
@@ -68,7 +68,7 @@ def test_follows_the_formula(make_config, name):
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_a_skipped_update_changes_no_bit_and_does_not_count(make_config, name):
+def test_a_skipped_step_changes_no_bit_and_does_not_count(make_config, name):
     parameters, optimizer = make(make_config, name, np.full(STEPS, 0.01))
     zeros = tuple(Tensor(np.zeros(shape, np.float32)) for shape in NAMES.values())
     gradients = [tuple(Tensor(gradient) for gradient in row) for row in gradient_sequence()]
@@ -87,7 +87,7 @@ def test_a_skipped_update_changes_no_bit_and_does_not_count(make_config, name):
         assert int(optimizer.step.asnumpy()) == updates
 
 
-def test_skipped_updates_leave_no_trace_in_later_ones(make_config):
+def test_skipped_steps_leave_no_trace_in_later_ones(make_config):
     results = []
     for skips in (0, 2):
         parameters, optimizer = make(make_config, "adamw", np.full(STEPS, 0.01))
@@ -139,11 +139,11 @@ def test_decay_spares_biases_norms_and_position_embedding(make_config):
         ("head.bias", 13),
     ],
 )
-def test_layers_of_the_tiny_network(name, layer):
+def test_parameters_of_the_tiny_network_belong_to_their_layers(name, layer):
     assert layer_of(name, (2, 2, 6, 2)) == layer
 
 
-def test_layer_decay_scales_the_step(make_config):
+def test_layer_decay_scales_the_learning_rate_of_each_layer(make_config):
     parameters, optimizer = make(make_config, "momentum", [0.1], layer_decay=0.5)
     before = [parameter.asnumpy().copy() for parameter in parameters]
     optimizer(tuple(Tensor(np.ones(shape, np.float32)) for shape in NAMES.values()), Tensor(True))

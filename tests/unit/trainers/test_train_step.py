@@ -42,7 +42,7 @@ def weights_of(step):
     return [parameter.asnumpy().copy() for parameter in step.optimizer.parameters_to_train]  # asnumpy may be a view
 
 
-def test_the_whole_step_against_numpy(make_step, batch, numpy_gradients):
+def test_the_whole_step_is_that_of_numpy(make_step, batch, numpy_gradients):
     step = make_step(clip_global_norm_value=0.5)
     weights = [w.astype(np.float64) for w in weights_of(step)]
     averages, m, v = [w.copy() for w in weights], [0.0] * 3, [0.0] * 3
@@ -105,7 +105,7 @@ def test_a_non_finite_step_changes_only_scale_and_counters(make_step, batch, acc
     assert np.isfinite(np.concatenate([w.ravel() for w in weights_of(step)])).all()
 
 
-def test_small_batches_accumulate_to_one_large(make_step, batch):
+def test_micro_batches_accumulate_to_one_large_batch(make_step, batch):
     large, small = make_step(clip_global_norm_value=0.3), make_step(clip_global_norm_value=0.3, accumulation_step=4)
     for t in range(5):
         inputs, targets = batch(t, 16)
@@ -155,7 +155,7 @@ def test_ranks_agree_on_finiteness(make_step, batch, flag):
     assert changed == (flag == 0.0), "an overflow on the other rank alone must skip the update here too"
 
 
-def test_mean_over_ranks_is_taken_once(make_step, batch):
+def test_the_mean_over_ranks_is_taken_once(make_step, batch):
     alone, pair = make_step(), make_step(device=Device(0, 2))
     pretend_other_rank(pair, 0.0)
     one, two = run(alone, *batch(0)), run(pair, *batch(0))
@@ -163,7 +163,7 @@ def test_mean_over_ranks_is_taken_once(make_step, batch):
     assert two["loss"] == pytest.approx((one["loss"] + 2.0) / 2, rel=1e-6)
 
 
-def test_random_counter_starts_at_the_rank_and_advances_by_the_world(make_step, batch):
+def test_the_random_counter_starts_at_the_rank_and_advances_by_the_world_size(make_step, batch):
     step = make_step(with_counter=True, device=Device(3, 8))
     pretend_other_rank(step, 0.0)
     assert int(step.random_counter.asnumpy()) == 3
@@ -173,7 +173,7 @@ def test_random_counter_starts_at_the_rank_and_advances_by_the_world(make_step, 
     assert step.random_counter.name == "random_counter"
 
 
-def test_clipping_and_averaging_can_be_switched_off(make_step, batch):
+def test_clipping_and_ema_can_be_switched_off(make_step, batch):
     step = make_step(use_global_norm=False, enable_ema=False, clip_global_norm_value=1e-3)
     assert step.ema is None and not any(p.name.startswith("ema.") for p in step.get_parameters())
     clipped = make_step(clip_global_norm_value=1e-3, optimizer="momentum")
@@ -186,7 +186,7 @@ def test_clipping_and_averaging_can_be_switched_off(make_step, batch):
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_compiles_once(make_step, batch, accumulation):
+def test_the_step_is_compiled_once(make_step, batch, accumulation):
     # MindSpore forgets its table of argument kinds when any compiled Cell dies, and compiles once more: let those of
     # earlier tests die now.
     gc.collect()

@@ -64,12 +64,12 @@ def run(make_config, tmp_path, monkeypatch):
     return run
 
 
-def test_saves_at_the_end_of_every_epoch(run):
+def test_a_checkpoint_is_saved_at_the_end_of_every_epoch(run):
     saved, steps, progress = run()
     assert saved == [(4, 0), (8, 0), (12, 0)] and steps == 12 and progress.epoch == 3
 
 
-def test_save_steps_counts_updates_also_where_an_epoch_ends(run):
+def test_save_steps_keeps_counting_where_an_epoch_ends(run):
     assert run(save_steps=4, save_every=3)[0] == [(4, 0), (8, 0), (12, 0)]
     assert run(save_steps=3, save_every=3)[0] == [(3, 3), (6, 2), (9, 1), (12, 0)]
 
@@ -79,17 +79,17 @@ def test_nothing_is_saved_twice(run):
     assert run(max_steps=6, save_steps=2)[0] == [(2, 2), (4, 0), (6, 2)]
 
 
-def test_max_steps_that_are_done_already_do_nothing(run):
+def test_max_steps_that_are_already_done_train_nothing(run):
     progress = Progress(epoch=1, step=4)
     saved, steps, after = run(progress, max_steps=4)
     assert (saved, steps) == ([], 0) and after == Progress(epoch=1, step=4)
 
 
-def test_max_steps_counts_updates_not_micro_batches(run):
+def test_max_steps_counts_steps_not_micro_batches(run):
     saved, steps, progress = run(max_steps=3, accumulation_step=2)
     assert saved == [(2, 0), (3, 2)] and steps == 6 and progress.step == 3
 
 
-def test_goes_on_in_the_middle_of_an_epoch(run):
+def test_training_continues_in_the_middle_of_an_epoch(run):
     saved, steps, progress = run(Progress(epoch=2, micro_batches=3, step=11))
     assert saved == [(12, 0)] and steps == 1 and progress.epoch == 3

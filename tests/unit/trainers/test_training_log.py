@@ -52,7 +52,7 @@ def test_outputs_stay_on_the_device_until_a_line_is_due(make_config):
     assert log.pending == []
 
 
-def test_summary_leaves_non_finite_updates_out_of_the_means():
+def test_the_summary_leaves_non_finite_steps_out_of_the_means():
     summary = Summary(images_per_step=10)
     summary.add(np.array([row(loss=1), row(loss=np.nan, norm=np.inf, nonfinite=1, in_a_row=1), row(loss=2, norm=5)]))
     figures = summary.take()
@@ -62,7 +62,7 @@ def test_summary_leaves_non_finite_updates_out_of_the_means():
     assert summary.take()["loss"] is None
 
 
-def test_summary_times_only_updates_after_the_clock_was_restarted(monkeypatch):
+def test_the_summary_times_only_steps_after_the_clock_was_restarted(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("focal.trainers.training_log.time.time", lambda: now[0])
     summary = Summary(images_per_step=10)
@@ -75,7 +75,7 @@ def test_summary_times_only_updates_after_the_clock_was_restarted(monkeypatch):
     assert (figures["updates"], figures["images_per_second"]) == (3, 10.0)
 
 
-def test_divergence_stops_after_n_in_a_row_with_a_report(caplog):
+def test_training_stops_with_a_report_after_n_non_finite_steps_in_a_row(caplog):
     logging.getLogger("focal").propagate = True
     guard = DivergenceGuard(3)
     guard.check(
@@ -88,5 +88,5 @@ def test_divergence_stops_after_n_in_a_row_with_a_report(caplog):
 
 
 @pytest.mark.parametrize("seconds, text", [(59, "0:00:59"), (3661, "1:01:01"), (2 * 86400 + 5, "2 d 0:00:05")])
-def test_durations(seconds, text):
+def test_durations_are_written_in_hours_and_days(seconds, text):
     assert format_duration(seconds) == text
