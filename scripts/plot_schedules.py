@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Optional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from focal.config import load_config  # noqa: E402
+from focal.config.loading import all_keys  # noqa: E402
 from focal.errors import UserError, run_main  # noqa: E402
 from focal.trainers.lr_schedule import learning_rate_factor, learning_rates  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy as np
 
-SCHEDULES = ("cosine_lr", "constant_lr", "multistep_lr", "exp_lr", "polynomial")
 STEPS_PER_EPOCH = 50  # enough for a smooth line
 
 
@@ -34,7 +34,8 @@ def main() -> Optional[int]:
     pyplot = import_pyplot()
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
-    lines = {name: schedule(arguments.config, name, arguments.device_num) for name in SCHEDULES}
+    names = all_keys()["lr_scheduler"].field.metadata["choices"]
+    lines = {name: schedule(arguments.config, name, arguments.device_num) for name in names}
     for name, line in lines.items():
         draw(pyplot, {name: line}, folder / f"{name}.png")
     draw(pyplot, lines, folder / "all.png")

@@ -1,4 +1,4 @@
-"""Schedules against their formulas, written out again for single updates."""
+"""Schedules against their formulas, written out again for single steps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from focal.config.loading import all_keys
 from focal.trainers.lr_schedule import learning_rate_factor, learning_rates
 
 
@@ -20,11 +21,11 @@ def test_the_cosine_schedule_has_the_reports_rates(make_config):
     rates = learning_rates(optim, 2502)
     assert rates.shape == (320 * 2502,) and rates.dtype == np.float64
     assert rates[0] == pytest.approx(1e-5)
-    update = 7 * 2502 + 100
-    assert rates[update] == pytest.approx(1e-5 + (5e-4 - 1e-5) * (7 + 100 / 2502) / 20)
+    step = 7 * 2502 + 100
+    assert rates[step] == pytest.approx(1e-5 + (5e-4 - 1e-5) * (7 + 100 / 2502) / 20)
     assert rates[20 * 2502] == pytest.approx(5e-4)
-    update = 150 * 2502 + 1251
-    assert rates[update] == pytest.approx(5e-4 * 0.5 * (1 + math.cos(math.pi * 130.5 / 300)))
+    step = 150 * 2502 + 1251
+    assert rates[step] == pytest.approx(5e-4 * 0.5 * (1 + math.cos(math.pi * 130.5 / 300)))
     assert rates[300 * 2502 - 1] == pytest.approx(
         max(5e-6, 5e-4 * 0.5 * (1 + math.cos(math.pi * (280 - 1 / 2502) / 300)))
     )
@@ -32,7 +33,7 @@ def test_the_cosine_schedule_has_the_reports_rates(make_config):
 
 
 def test_no_schedule_falls_below_min_lr(make_config):
-    for name in ("cosine_lr", "constant_lr", "multistep_lr", "exp_lr", "polynomial"):
+    for name in all_keys()["lr_scheduler"].field.metadata["choices"]:
         optim = config_of(make_config, lr_scheduler=name, min_lr=2e-4, warmup_length=5, cool_length=5, lr_gamma=0.5)
         assert learning_rates(optim, 3).min() == 2e-4, name
 
@@ -56,8 +57,8 @@ def test_the_other_schedules_follow_their_formulas(make_config, name, expected):
         make_config, lr_scheduler=name, epochs=10, warmup_length=2, lr_gamma=0.3, lr_adjust=2.0, lr_power=2.0
     )
     rates = learning_rates(optim, 4)
-    for update in range(8, 40):
-        assert rates[update] == pytest.approx(max(5e-6, expected(update / 4 - 2)), rel=1e-12), update
+    for step in range(8, 40):
+        assert rates[step] == pytest.approx(max(5e-6, expected(step / 4 - 2)), rel=1e-12), step
 
 
 def test_rates_are_linear_in_images_per_step(make_config):
@@ -68,5 +69,5 @@ def test_rates_are_linear_in_images_per_step(make_config):
 
 
 def test_an_epoch_without_steps_is_refused(make_config):
-    with pytest.raises(ValueError, match="updates_per_epoch: 0"):
+    with pytest.raises(ValueError, match="steps_per_epoch: 0"):
         learning_rates(config_of(make_config), 0)
