@@ -8,8 +8,8 @@ A roofline over the kernels of the real graph; every efficiency is an assumption
 from).
 
 - A kernel takes the longer of operations / (peak * efficiency) and bytes / (bandwidth * efficiency), plus a start.
-- A ring all-reduce of S bytes over N cards takes 2 (N - 1) / N * S / link; buckets leave while the backward pass goes
-  on, so only what outlasts it, and the last bucket, costs time.
+- A ring all-reduce of S bytes over N cards takes 2 (N - 1) / N * S / link; buckets leave during the backward pass, so
+  only what outlasts it, and the last bucket, costs time.
 - A server's cores must prepare as many images a second as its cards use.
 """
 
@@ -99,8 +99,8 @@ class StepCounts:
 def count_training_step(config_path: str, batch_size: int = 0) -> StepCounts:
     """Counts of the training step of a configuration, compiled here; 0: the configuration's own batch size."""
     with tempfile.TemporaryDirectory() as folder:
-        text, told = dump_training_graph(config_path, batch_size, Path(folder))
-    return count_graph(told["arch"], told["batch"], text, told["sizes"])
+        text, result = dump_training_graph(config_path, batch_size, Path(folder))
+    return count_graph(result["arch"], result["batch"], text, result["sizes"])
 
 
 def count_graph(name: str, batch: int, text: str, sizes: Sequence[int]) -> StepCounts:

@@ -166,8 +166,8 @@ def test_the_command_prints_the_table_and_writes_the_figures(tmp_path):
     done = subprocess.run([*command, "--json", figures], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "| Softmax | 3 | aclnn |" in done.stdout
-    told = json.loads(figures.read_text(encoding="utf-8"))
-    assert told["primitives"]["Softmax"] == {"count": 3, "kernel": "aclnn"}
-    assert told["fallback_to_cpu"] == []
-    assert told["peak_memory_bytes"] > 0
-    assert told["batch"] == 4
+    result = json.loads(figures.read_text(encoding="utf-8"))
+    assert result["primitives"]["Softmax"] == {"count": 3, "kernel": "aclnn"}
+    assert result["fallback_to_cpu"] == []
+    assert result["peak_memory_bytes"] > 0
+    assert result["batch"] == 4

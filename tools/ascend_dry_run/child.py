@@ -61,14 +61,14 @@ def build(config: Config, what: str, device: Device) -> ms.nn.Cell:
     return EvalStep(network).set_train(False)
 
 
-def compile_case(case: Case, told: dict[str, Any]) -> None:
-    """Build, compile, and run one step of the simulation; fills in `told` what DryRun does not read from the log."""
+def compile_case(case: Case, result: dict[str, Any]) -> None:
+    """Build, compile, and run one step of the simulation; fills in `result` what DryRun does not read from the log."""
     # The ranks are the case's, and weights change no graph.
     overrides = {**case.overrides, "device_target": "Ascend", "device_num": 1, "pretrained": None}
     if case.batch:
         overrides["batch_size"] = case.batch
     config = load_config(case.config, overrides)
-    told.update(arch=config.model.arch, batch=config.data.batch_size)
+    result.update(arch=config.model.arch, batch=config.data.batch_size)
     stand_in_for_other_ranks()
     device = setup_device(config.run)
     ms.set_context(jit_config={"jit_level": "O0"})  # of what runs while the network is built: GE could not
@@ -83,23 +83,23 @@ def compile_case(case: Case, told: dict[str, Any]) -> None:
     outputs = cell(*inputs)
     for output in outputs if isinstance(outputs, tuple) else (outputs,):
         output.asnumpy()
-    told["peak_memory_bytes"] = int(ms.runtime.max_memory_allocated())
+    result["peak_memory_bytes"] = int(ms.runtime.max_memory_allocated())
 
 
 def main() -> None:
     case_file, result_file = map(Path, sys.argv[1:])
     start = time.time()
-    told: dict[str, Any] = {"error": ""}
+    result: dict[str, Any] = {"error": ""}
     try:
-        compile_case(Case(**json.loads(case_file.read_text(encoding="utf-8"))), told)
+        compile_case(Case(**json.loads(case_file.read_text(encoding="utf-8"))), result)
     except UserError as error:
-        told["error"] = str(error)
+        result["error"] = str(error)
     except Exception as error:  # whatever the compiler says is the result
         traceback.print_exc()
         reason = str(error).partition("- C++ Call Stack")[0].rstrip(" -\n")
-        told["error"] = f"{type(error).__name__}: {' '.join(reason.split())[:500]}"
-    told["seconds"] = time.time() - start
-    result_file.write_text(json.dumps(told), encoding="utf-8")
+        result["error"] = f"{type(error).__name__}: {' '.join(reason.split())[:500]}"
+    result["seconds"] = time.time() - start
+    result_file.write_text(json.dumps(result), encoding="utf-8")
     sys.stderr.flush()
     os._exit(0)  # taking the simulated device down may crash, after all is known
 

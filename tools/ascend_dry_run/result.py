@@ -80,13 +80,13 @@ class DryRun:
         return dict(counts.most_common())
 
 
-def read_dry_run(log: Path, graphs: Iterable[Path], told: dict[str, Any]) -> DryRun:
+def read_dry_run(log: Path, graphs: Iterable[Path], result: dict[str, Any]) -> DryRun:
     """The outcome of a process that compiled one case.
 
     Args:
         log: what it wrote.
         graphs: its dumps of the graphs after the assignment of streams.
-        told: its own account: the other attributes of DryRun.
+        result: its own account: the other attributes of DryRun.
     """
     kernels: Counter[tuple[str, str]] = Counter()
     fallbacks: dict[str, None] = {}
@@ -105,7 +105,7 @@ def read_dry_run(log: Path, graphs: Iterable[Path], told: dict[str, Any]) -> Dry
             elif "OpAdapter" in line:
                 missing.update(dict.fromkeys(_NO_ADAPTER.findall(line)))
     reduces = [reduce for graph in graphs for reduce in _all_reduces(graph)]
-    return DryRun(_primitives(kernels), tuple(fallbacks), tuple(missing), tuple(reduces), **told)
+    return DryRun(_primitives(kernels), tuple(fallbacks), tuple(missing), tuple(reduces), **result)
 
 
 def _primitives(kernels: Counter[tuple[str, str]]) -> dict[str, Primitive]:

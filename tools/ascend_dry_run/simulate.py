@@ -98,10 +98,10 @@ def _compile(case: Case, stubs: Path, folder: Path, dump_graph: bool) -> DryRun:
     with log.open("wb") as out, contextlib.suppress(subprocess.TimeoutExpired):
         code = subprocess.run(command, cwd=folder, env=environment, stdout=out, stderr=out, timeout=TIMEOUT).returncode
     if result_file.exists():
-        told = json.loads(result_file.read_text(encoding="utf-8"))
+        result = json.loads(result_file.read_text(encoding="utf-8"))
     else:
-        told = {"error": f"the process ended with code {code}: {_last_words(log)}"}
-    return read_dry_run(log, sorted((folder / "graphs").rglob(f"*{_GRAPH}*.ir")), told)
+        result = {"error": f"the process ended with code {code}: {_last_words(log)}"}
+    return read_dry_run(log, sorted((folder / "graphs").rglob(f"*{_GRAPH}*.ir")), result)
 
 
 def _last_words(log: Path) -> str:

@@ -213,7 +213,7 @@ def _sources(operators: Sequence[Operator]) -> dict[str, str]:
 
 
 def _clusters(working: Sequence[Operator], source: dict[str, str]) -> dict[str, str]:
-    """Elementwise operator -> first operator of its chain; a chain goes on while the number of elements stays."""
+    """Elementwise operator -> first operator of its chain; a chain continues while the number of elements stays."""
     elementwise = {operator.result: operator for operator in working if operator.kind == "elementwise"}
     cluster: dict[str, str] = {}
     for operator in working:

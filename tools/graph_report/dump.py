@@ -65,15 +65,15 @@ def dump_graphs(requests: Sequence[GraphRequest], folder: Path) -> list[Graph]:
     """
     named = [{**asdict(request), "config": _absolute(request.config)} for request in requests]
     command = [sys.executable, "-m", "tools.graph_report.dump", json.dumps(named)]
-    result = subprocess.run(command, cwd=folder, env=dump_environment(folder), capture_output=True, text=True)
-    if result.returncode:
-        reason = (result.stderr.strip().splitlines() or ["it says nothing"])[-1]
+    done = subprocess.run(command, cwd=folder, env=dump_environment(folder), capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
         names = ", ".join(dict.fromkeys(_name(request.config) for request in requests))
         raise UserError(f"{names}: compiling the graph failed: {reason}")
-    told = json.loads(result.stdout.strip().splitlines()[-1])
+    result = json.loads(done.stdout.strip().splitlines()[-1])
     return [
         Graph(Path(entry["path"]).read_text(encoding="utf-8"), entry["arch"], entry["batch"], tuple(entry["sizes"]))
-        for entry in told
+        for entry in result
     ]
 
 
@@ -119,7 +119,7 @@ def _compile(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     from focal.data import blank_batch
     from focal.distributed.device import setup_device
 
-    told = []
+    results = []
     for request in requests:
         batch_size = request["batch_size"]
         overrides = {**request["overrides"], "device_target": "CPU", "device_num": 1}
@@ -137,8 +137,8 @@ def _compile(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if request["for_ascend"]:
             take_ascend_forms(cell)
         path = compile_cell(cell, *inputs)
-        told.append({"path": str(path), "arch": config.model.arch, "batch": config.data.batch_size, "sizes": sizes})
-    return told
+        results.append({"path": str(path), "arch": config.model.arch, "batch": config.data.batch_size, "sizes": sizes})
+    return results
 
 
 def _number(path: Path) -> int:

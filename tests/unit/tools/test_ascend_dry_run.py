@@ -46,10 +46,10 @@ GRAPH = """
 """
 
 
-def read(tmp_path: Path, **told: object) -> DryRun:
+def read(tmp_path: Path, **result: object) -> DryRun:
     (tmp_path / "log.txt").write_text(LOG, encoding="utf-8")
     (tmp_path / "graph.ir").write_text(GRAPH, encoding="utf-8")
-    return read_dry_run(tmp_path / "log.txt", [tmp_path / "graph.ir"], told)
+    return read_dry_run(tmp_path / "log.txt", [tmp_path / "graph.ir"], result)
 
 
 def test_kernels_are_counted_from_the_line_on_where_the_graph_is_compiled(tmp_path):

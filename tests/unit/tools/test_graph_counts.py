@@ -83,10 +83,10 @@ def test_a_text_that_is_not_a_graph_is_refused() -> None:
 def test_the_graph_of_a_small_network_agrees_with_the_models_own_count(tmp_path: Path) -> None:
     """Matrix operations of forward and backward are three times those of the forward pass, by the model's own count."""
     (tmp_path / "nano.yaml").write_text(NANO)
-    text, told = dump_training_graph(str(tmp_path / "nano.yaml"), 16, tmp_path)
-    counts = count_graph(told["arch"], told["batch"], text, told["sizes"])
+    text, result = dump_training_graph(str(tmp_path / "nano.yaml"), 16, tmp_path)
+    counts = count_graph(result["arch"], result["batch"], text, result["sizes"])
     forward = 2 * actual_macs(load_config(tmp_path / "nano.yaml").model) * 16
     # Not to the digit: the first convolution needs no gradient of the image (less), coordinate MLPs have some (more).
     assert 2.6 * forward < counts.operations < 3.3 * forward
     assert counts.bytes(fused=True) < counts.bytes(fused=False)
-    assert sum(counts.buckets) == sum(told["sizes"]) and len(counts.buckets) == 1
+    assert sum(counts.buckets) == sum(result["sizes"]) and len(counts.buckets) == 1

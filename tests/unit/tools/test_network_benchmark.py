@@ -80,8 +80,8 @@ def test_steps_times_rounds_are_timed_after_compilation(one_step):
     step = result["step_seconds"]
     assert step["low"] <= step["median"] <= step["high"]
     assert result["images_per_second"] == pytest.approx(8 / step["median"])
-    share = 1e6 / step["median"] / result["matrix_product_peak_flops"]
-    assert result["share_of_matrix_product_peak"] == pytest.approx(share)
+    fraction = 1e6 / step["median"] / result["matrix_product_peak_flops"]
+    assert result["share_of_matrix_product_peak"] == pytest.approx(fraction)
     assert result["peak_memory_bytes"] > 2**20
     assert "ratio_to_peer" not in result
 
