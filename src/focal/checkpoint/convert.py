@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import nn
 from PIL import Image
 
-from focal.checkpoint.files import RANDOM_COUNTER, write_checkpoint
+from focal.checkpoint.files import write_checkpoint
 from focal.checkpoint.official import learnable_parameters, load_official_state_dict, official_state_dict
 from focal.checkpoint.weights import assign_weights, read_weights
 from focal.config import Config, load_config
@@ -18,6 +18,7 @@ from focal.config.architectures import published_archs
 from focal.errors import UserError, one_line
 from focal.files import atomic_write
 from focal.models import create_model
+from focal.models.layers import RANDOM_COUNTER
 
 _WRAPPERS = ("model", "state_dict", "state_dict_ema")  # keys under which training scripts keep their weights
 

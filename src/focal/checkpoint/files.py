@@ -1,8 +1,8 @@
 """One checkpoint file: written atomically with a checksum, verified when read.
 
-A file has MindSpore's own format (`mindspore.load_checkpoint` reads it) with its CRC-32 at the end. Besides the tensors
-it holds one text entry, `focal.meta`: JSON with everything that is not a tensor (epoch, step, configuration, accuracy).
-A parameter of the network is stored under its official name and its moving average under `ema.<name>`; the other
+A file has MindSpore's own format (`mindspore.load_checkpoint` reads it) with its CRC-32 at the end. In addition to the
+tensors it holds one text entry, `focal.meta`: JSON with everything that is not a tensor (epoch, step, configuration,
+accuracy). A parameter of the network is stored under its official name and its EMA weight under `ema.<name>`; the other
 tensors are optimizer state and counters. A file without `focal.meta` holds weights from elsewhere, for example from
 scripts/convert_weights.py.
 """
@@ -24,9 +24,9 @@ from mindspore import Tensor
 
 from focal.errors import UserError, one_line
 from focal.files import atomic_write
+from focal.models.layers import RANDOM_COUNTER
 
 EMA_PREFIX = "ema"  # the average of parameter `<name>` is stored as `ema.<name>`
-RANDOM_COUNTER = "random_counter"  # parameter of a network in training: the position in the sequence of random masks
 META = "focal.meta"
 META_FORMAT = 1
 _OWN_ENTRIES = (f"{EMA_PREFIX}.", RANDOM_COUNTER, "optimizer.step")  # start names that only our trainings write

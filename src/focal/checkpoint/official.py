@@ -14,10 +14,10 @@ from typing import Iterator, Mapping
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from focal.checkpoint.files import RANDOM_COUNTER
 from focal.errors import UserError
 from focal.models.focal_attention import AttentionBuilder, FocalAttention
 from focal.models.focal_keys import key_grid
+from focal.models.layers import RANDOM_COUNTER
 from focal.models.official_buffers import block_buffers
 
 logger = logging.getLogger("focal")

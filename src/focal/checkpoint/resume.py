@@ -11,12 +11,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from focal.checkpoint.files import RANDOM_COUNTER, Checkpoint
+from focal.checkpoint.files import Checkpoint
 from focal.checkpoint.weights import refresh_tables
 from focal.config import Config, ConfigError, load_config, to_flat_dict
 from focal.config.schema import may_change_on_resume
 from focal.distributed.collectives import broadcast_bytes, broadcast_parameters
 from focal.distributed.device import Device
+from focal.models.layers import RANDOM_COUNTER
 
 logger = logging.getLogger("focal")
 
@@ -127,7 +128,6 @@ def restore(
     Args:
         checkpoint: with metadata.
         state: of a training step made from the same configuration.
-        config: of the present job.
         world_size: devices of the present job.
         batches_per_epoch: micro-batches per epoch and rank in the present job.
 
@@ -209,7 +209,6 @@ def share_state(state: TrainState, progress: Optional[Progress], device: Device)
     Args:
         state: on rank 0 the one to share.
         progress: on rank 0, where the training is; ignored elsewhere.
-        device: this process.
     """
     progress = progress if device.is_main and progress is not None else Progress()
     if device.world_size > 1:

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from focal.checkpoint.files import EMA_PREFIX, RANDOM_COUNTER, CheckpointError, read_checkpoint
+from focal.checkpoint.files import EMA_PREFIX, CheckpointError, read_checkpoint
 from focal.checkpoint.official import KEY_INDICES, set_key_indices
 from focal.errors import UserError
+from focal.models.layers import RANDOM_COUNTER
 
 logger = logging.getLogger("focal")
 

@@ -16,7 +16,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from focal.config.schema import Config, ModelConfig
 from focal.models.focal_attention import AttentionBuilder, GatherRows
 from focal.models.initialization import initialize
-from focal.models.layers import DropoutSource, DropPath, LayerNorm, Mlp, PatchEmbed, dense
+from focal.models.layers import RANDOM_COUNTER, DropoutSource, DropPath, LayerNorm, Mlp, PatchEmbed, dense
 from focal.models.stages import StageSettings, check_network
 from focal.models.window_pooling import WindowPooling
 
@@ -31,7 +31,7 @@ def create_model(config: Config) -> FocalTransformer:
         A Cell: images (B, in_channels, H, W) -> logits (B, num_classes).
 
     Raises:
-        ConfigError: settings that no network can have.
+        ConfigError: settings that do not describe a network.
     """
     network = FocalTransformer(config.model, config.run.seed)
     initialize(network, config.run.seed)
@@ -41,7 +41,7 @@ def create_model(config: Config) -> FocalTransformer:
 class FocalBlock(nn.Cell):
     """Attention and MLP, each with LayerNorm before it and a residual connection around it.
 
-    Padding tokens are zeros after the norm, as upstream; what they become later is dropped at the end of the stage. A
+    Padding tokens are zeros after the norm, as upstream; they are removed at the end of the stage. A
     shifted block sees the map rolled by half a window.
 
     Args:
@@ -174,7 +174,7 @@ class FocalTransformer(nn.Cell):
         seed: of dropout (`create_model` also sets the weights).
 
     Raises:
-        ConfigError: settings that no network can have, see stages.py.
+        ConfigError: settings that do not describe a network, see stages.py.
     """
 
     def __init__(self, model: ModelConfig, seed: int = 0) -> None:
@@ -256,8 +256,8 @@ class FocalTransformer(nn.Cell):
 def _official_name(path: str) -> str:
     """The name in the authors' state dict of the parameter at `path` in our tree of Cells."""
     stem, _, leaf = path.rpartition(".")
-    if leaf in ("random_counter", "counter"):  # not upstream
-        return "random_counter"
+    if leaf in (RANDOM_COUNTER, "counter"):  # not upstream
+        return RANDOM_COUNTER
     if leaf in ("gamma", "beta"):  # of nn.LayerNorm and nn.GroupNorm
         return f"{stem}.weight" if leaf == "gamma" else f"{stem}.bias"
     return path.replace(".position_bias.", ".").replace(".to_windows.", ".relative_position_bias_table_to_windows.")

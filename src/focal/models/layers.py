@@ -15,6 +15,8 @@ from mindspore import Parameter, Tensor, nn, ops
 from focal.config.schema import ModelConfig
 from focal.models.cpu_forms import NormalCdf, ScaleSamples, UniformNumbers
 
+RANDOM_COUNTER = "random_counter"  # parameter of a network in training: the position in the sequence of random masks
+
 
 class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm over the channels with PyTorch's epsilon."""
@@ -95,7 +97,7 @@ class DropoutSource:
         self.seed = seed
         self.counter: Optional[Parameter] = None
         if model.drop_rate or model.attn_drop_rate:
-            self.counter = Parameter(Tensor(0, ms.int32), name="random_counter", requires_grad=False)
+            self.counter = Parameter(Tensor(0, ms.int32), name=RANDOM_COUNTER, requires_grad=False)
 
     def dropout(self, name: str, rate: float) -> Dropout:
         """The dropout Cell called `name`, which its key is derived from."""
