@@ -147,7 +147,7 @@ def test_evaluation_during_training_is_the_same_in_one_and_in_two_processes(pair
     one, two = ([r for r in records(pair, name) if r["kind"] == "val"] for name in ("one", "two"))
     assert len(one) == len(two) == 2
     for single, double in zip(one, two):
-        assert single["images"] == double["images"] == 13  # odd, and no multiple of the batch
+        assert single["images"] == double["images"] == 13  # odd, and not a multiple of the batch
         for key in ("top1", "top5", "ema_top1", "ema_top5"):
             assert single[key] == double[key]
         assert abs(single["loss"] - double["loss"]) < TOLERANCE
@@ -180,7 +180,7 @@ def progress(place: Path, running: Job, name: str, update: int) -> None:
 
 @pytest.mark.slow
 def test_a_training_resumes_after_a_worker_was_killed_in_mid_epoch(place: Path) -> None:
-    """SIGKILL ends the whole job in time; resume goes on with two devices, then with one."""
+    """SIGKILL ends the whole job in time; resume continues with two devices, then with one."""
     keys = {"script": "train.py", "batch_size": 2, "save_steps": 2, "epochs": 1000}
     with job(train(place, "killed", device_num=2, **keys), place / "killed.out") as running:
         progress(place, running, "killed", update=5)

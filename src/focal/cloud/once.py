@@ -34,7 +34,6 @@ def once_per_machine(device: Device, what: str, work: Callable[[], None]) -> Non
     Every rank must call it. A job of one process does the work in its own thread.
 
     Args:
-        device: this process.
         what: a word for the work, for messages, e.g. "data".
         work: called in local rank 0 only, in a thread.
 

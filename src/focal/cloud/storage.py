@@ -55,8 +55,6 @@ def open_storage(config: Config, device: Device, unknown_arguments: Sequence[str
     """The storage of this job. Every rank must call it.
 
     Args:
-        config: of the job.
-        device: this process.
         unknown_arguments: flags that the platform added; they are listed in the log, and those with a known meaning
             (multi_data_url, ckpt_url, pretrain_url) are used.
 

@@ -185,8 +185,8 @@ def fuse_all_reduces() -> None:
     """Have the Ascend backend merge all-reduces with the same `fusion` number into one message.
 
     trainers/gradient_buckets.py gives the numbers. Kernel by kernel (jit_level O0 and O1) they count only once this is
-    switched on; compiled by GE (O2) they count in any case. The public setting `comm_fusion` is no substitute: its mode
-    `size` also switches fusion on, but then splits the project's buckets again by sizes of its own.
+    switched on; compiled by GE (O2) they count in any case. The public setting `comm_fusion` cannot replace this: its
+    mode `size` also switches fusion on, but then splits the project's buckets again by sizes of its own.
     """
     try:
         from mindspore.parallel._auto_parallel_context import auto_parallel_context

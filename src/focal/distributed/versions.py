@@ -25,7 +25,7 @@ _CANN_VERSION_FILES = (
 
 
 def check_versions() -> None:
-    """Log what is known about this MindSpore; go on unless it cannot work.
+    """Log what is known about this MindSpore; continue unless it cannot work.
 
     Raises:
         UserError: NumPy 2, with which MindSpore's `asnumpy` and `Tensor.T` fail.

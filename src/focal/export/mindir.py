@@ -90,7 +90,6 @@ def export_network(network: FocalTransformer, config: Config, path: Path, images
 
     Args:
         network: in float32, with weights loaded. It is prepared for export in place.
-        config: of the network.
         path: file to write.
         images: (B, 3, H, W) float32.
 

@@ -1,4 +1,4 @@
-"""Operations that MindSpore's CPU kernels want in another form: one switch, `use_cpu_forms`, for all of them.
+"""Operations that are slow or missing on MindSpore's CPU, with a faster form for it: `use_cpu_forms` switches them all.
 
 Both forms of a Cell compute the same. The docstrings give the formula, which is what accelerators and exported files
 run; the CPU's form avoids kernels that are slow or missing there, mostly by spreading values with a matrix product.

@@ -17,8 +17,9 @@ Q marks the four queries of the window in the second row and column, which are a
 
 Version 1 (the paper's window-wise focal self-attention) sees its window, a ring of `expand_size` tokens around it, and
 `focal_window` pooled windows on a side. The ring wraps around the map at its border; pooled windows beyond the border
-are masked. Version 2 sees, on each level, the `focal_topK` keys closest to the window's centre, its lower right token
-here; among equally distant keys (13 cuts into such a group on the pooled level) the first in raster order are taken.
+are masked. Version 2 sees, on each level, the `focal_topK` keys closest to the window's centre, which is the lower
+right of its middle tokens when the side is even; among equally distant keys (13 cuts into such a group on the pooled
+level) the first in raster order are taken.
 
 Shape legend
     H, W    height and width of a stage's map, in tokens; Hp, Wp: padded to whole windows

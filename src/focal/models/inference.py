@@ -28,7 +28,7 @@ def prepare_for_evaluation(network: nn.Cell, step: StepConfig) -> None:
 
 
 def prepare_for_export(network: nn.Cell) -> None:
-    """Evaluation mode, folded bias, and the operations that other runtimes know and fuse instead of the CPU's forms."""
+    """Evaluation mode, folded bias, and without the CPU's forms, because other runtimes fuse the plain operations."""
     network.set_train(False)
     fold_position_bias(network)
     use_cpu_forms(network, False)

@@ -1,4 +1,4 @@
-"""What the settings say about each stage of a network; settings that no network can have are refused by name."""
+"""Derives each stage's sizes from the configuration, and refuses impossible settings by name."""
 
 from __future__ import annotations
 

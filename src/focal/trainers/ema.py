@@ -33,7 +33,7 @@ class Ema(nn.Cell):
 
         Args:
             finite: scalar bool; False leaves every EMA weight as it is, to the bit.
-            updates: scalar int32, updates done so far, this one included.
+            updates: scalar int32, steps done so far, this one included.
 
         Returns:
             Scalar float32: 1 - decay of this step.

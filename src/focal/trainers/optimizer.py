@@ -1,9 +1,9 @@
-"""Optimizers that can skip an update exactly, and the weight decay and learning rate of each parameter.
+"""Optimizers that can skip a step exactly, and the weight decay and learning rate of each parameter.
 
 MindSpore's own optimizers advance their step count and moments whenever they are called, and its `AdamWeightDecay` is
-Adam without bias correction. To skip non-finite updates exactly, without control flow on the device, the optimizer has
+Adam without bias correction. To skip non-finite steps exactly, without control flow on the device, the optimizer has
 to know. So each optimizer here is called as `optimizer(gradients, finite)`: if `finite` is False (and the gradients are
-zeros), its parameters, moments and step count stay as they are, to the bit. It returns the number of updates done
+zeros), its parameters, moments and step count stay as they are, to the bit. It returns the number of steps done
 (int32), this one included if it was finite.
 """
 
@@ -68,7 +68,7 @@ def layer_of(name: str, depths: Sequence[int]) -> int:
 
 
 class Optimizer(nn.Cell):
-    """Base class: the learning rate of the current step, the count of updates, and one setting per parameter.
+    """Base class: the learning rate of the current step, the count of steps, and one setting per parameter.
 
     Args:
         parameters: the parameters to train.
@@ -99,7 +99,7 @@ class Optimizer(nn.Cell):
         return ops.gather(self.learning_rates, index, 0)
 
     def update_all(self, update: Callable, moments: tuple, gradients: tuple, finite: Tensor) -> Tensor:
-        """Call `update` for each parameter and count the update; returns what `advance` does.
+        """Call `update` for each parameter and count the step; returns what `advance` does.
 
         Args:
             update: called with rate factor, weight decay, parameter, its moments and its gradient.
@@ -110,7 +110,7 @@ class Optimizer(nn.Cell):
         return ops.depend(self.advance(finite), done)
 
     def advance(self, finite: Tensor) -> Tensor:
-        """Count the step; returns the updates done (int32), this one included if it was finite."""
+        """Count the step; returns the steps done (int32), this one included if it was finite."""
         ops.assign_add(self.position, Tensor(1, ms.int32))
         ops.assign_add(self.step, finite.astype(ms.int32))
         return self.step + 0
@@ -121,7 +121,7 @@ class AdamW(Optimizer):
 
     One fused kernel per parameter computes m, v and p -= lr' * (m / (sqrt(v) + eps') + wd' * p). With
     c1 = 1 - beta1^t and c2 = sqrt(1 - beta2^t), setting lr' = lr * c2 / c1, eps' = eps * c2 and wd' = wd * c1 / c2
-    makes that lr * (m / c1 / (sqrt(v) / c2 + eps) + wd * p). A skipped update has betas of 1 and a rate of 0.
+    makes that lr * (m / c1 / (sqrt(v) / c2 + eps) + wd * p). A skipped step has betas of 1 and a rate of 0.
 
     Args:
         bias_correction: False gives the report's `adam_weight_decay` (lr' = lr, eps' = eps, wd' = wd).

@@ -51,10 +51,8 @@ def build_train_step(config: Config, network: nn.Cell, batches_per_epoch: int, d
     """Optimizer and step of a network.
 
     Args:
-        config: of the job.
         network: see `build_network`.
         batches_per_epoch: micro-batches per epoch, on each rank.
-        device: this process.
     """
     accumulation = config.step.accumulation_step
     factor = learning_rate_factor(config.data.batch_size, device.world_size, accumulation)
@@ -117,8 +115,6 @@ def open_outputs(
     """Files of the training in the storage's output folder.
 
     Args:
-        config: of the job.
-        device: this process.
         progress: from `resume_state`; later records in metrics.jsonl are removed.
         batches_per_epoch: micro-batches per epoch, on each rank.
         storage: where results go.

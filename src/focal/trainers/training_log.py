@@ -29,7 +29,6 @@ class TrainingLog:
     Outputs stay on the device until they are needed, because fetching them waits for the device.
 
     Args:
-        config: of the job.
         device: this process; all ranks look for divergence, rank 0 alone writes.
         metrics: where records go, on rank 0.
         steps_per_epoch: of one rank.

@@ -356,19 +356,19 @@ def test_another_image_size_rebuilds_the_buffers(version, tmp_path, script):
     code, out, errors = script("--from", tmp_path / "x.npz", "--to", tmp_path / "x.ckpt", "--config", settings)
     assert (code, errors) == (0, [])
     weights, fresh = read_weights(str(tmp_path / "x.ckpt")), create_model(config).official_parameters
-    anew = {name for name in weights if name not in state or not np.array_equal(weights[name], state[name])}
+    reinitialised = {name for name in weights if name not in state or not np.array_equal(weights[name], state[name])}
     indices = {f"layers.{stage}.blocks.0.attn.topk_cloest_indice_{level}" for stage in range(4) for level in (0, 1)}
     neighbours = "layers.3.blocks.0.attn.relative_position_bias_table_to_neighbors"
     if version == 1:
-        assert anew == {neighbours}
+        assert reinitialised == {neighbours}
         assert f"note: {neighbours} is re-initialised: the file has none" in out
     else:
         pooling = "layers.3.blocks.0.pool_layers.0.weight"
         assert f"note: {pooling} is re-initialised: the file has (1, 49)" in out
-        assert pooling in anew
-        assert anew <= indices | {pooling} and "layers.0.blocks.0.attn.topk_cloest_indice_0" in anew
+        assert pooling in reinitialised
+        assert reinitialised <= indices | {pooling} and "layers.0.blocks.0.attn.topk_cloest_indice_0" in reinitialised
         assert "buffers rebuilt for this image size" in out
-    for name in anew:
+    for name in reinitialised:
         np.testing.assert_array_equal(weights[name], fresh[name].asnumpy(), err_msg=name)
     network = create_model(config)
     load_weights(network, str(tmp_path / "x.ckpt"))

@@ -57,7 +57,7 @@ def test_requests_return_at_once_and_close_waits() -> None:
 
     uploader = Uploader("x", send)
     uploader.request()
-    assert started.wait(5) and sent == []  # it works while we go on
+    assert started.wait(5) and sent == []  # it works while we continue
     for _ in range(10):
         uploader.request()
     release.set()

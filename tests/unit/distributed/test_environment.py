@@ -27,11 +27,11 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-def test_an_ordinary_shell_is_no_launch() -> None:
+def test_an_ordinary_shell_is_not_a_launch() -> None:
     assert detect_launch({"PATH": "/bin"}) is None
 
 
-def test_a_preset_engine_with_one_process_is_no_launch() -> None:
+def test_a_preset_engine_with_one_process_is_not_a_launch() -> None:
     assert detect_launch({"RANK_SIZE": "1", "RANK_ID": "0", "DEVICE_ID": "0", "JOB_ID": "x"}) is None
 
 

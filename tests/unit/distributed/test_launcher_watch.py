@@ -1,4 +1,4 @@
-"""What the launcher makes of workers that end, with processes that are no trainings."""
+"""What the launcher makes of workers that end, with processes that are not trainings."""
 
 from __future__ import annotations
 
