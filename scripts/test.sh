@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: bash scripts/test.sh [pytest arguments]
+# Usage: [TEST_WORKERS=2] bash scripts/test.sh [pytest arguments]
 # On a fresh machine: sets up .venv, then linters, layers, types and the whole test suite.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,4 +8,5 @@ source scripts/setup_venv.sh
 "$PYTHON" -m ruff format --check .
 PYTHONPATH=src "$repository/.venv/bin/lint-imports" --no-cache # the layers, see pyproject.toml
 "$PYTHON" -m mypy
-exec "$PYTHON" -m pytest "$@"
+# Two files of tests at a time: most of a test is waiting for another process, or one thread of a compiler.
+exec "$PYTHON" -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile "$@"

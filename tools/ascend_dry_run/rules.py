@@ -43,7 +43,6 @@ ACL_ALLOWED = {
     "RealDiv": "none; a handful of scalars",
     "ReduceMean": "none; MeanExt (aclnn): not compared; the mean over tokens, and that over the batch",
     "ReduceSum": "none; MindSpore's differentiation sums the gradients of broadcast tensors by it",
-    "Split": "none; once a step, of the factors of drop path",
     "Stack": "none; once, for the sum over ranks and for the sums of an evaluation",
     "StridedSlice": "none; once a step, from the sum over ranks",
     "TensorMove": "none; MindSpore copies a parameter that is read before it is assigned",

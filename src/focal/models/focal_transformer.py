@@ -12,6 +12,7 @@ from typing import Optional
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops.auto_generate import SplitWithSize
 
 from focal.config.schema import Config, ModelConfig
 from focal.models.focal_attention import AttentionBuilder, GatherRows
@@ -195,6 +196,8 @@ class FocalTransformer(nn.Cell):
         self.depths = model.depths
         self.has_drop_path = model.drop_path_rate > 0
         self.keep_rates = Tensor(1 - np.repeat(model.drop_path_rates, 2)[:, None], ms.float32)  # (2 * blocks, 1)
+        # By sizes: an Ascend has a newer kernel for that than for splitting into parts.
+        self.split_with_size, self.one_each = SplitWithSize(), (1,) * self.keep_rates.shape[0]
         self.random_counter = dropouts.counter
         # A parent Cell prefixes Parameter.name; keep the original names here.
         self.official_parameters = {_official_name(path): parameter for path, parameter in self.parameters_and_names()}
@@ -220,7 +223,7 @@ class FocalTransformer(nn.Cell):
         if drop_path is None:
             numbers = ops.rand(self.keep_rates.shape[0], batch)
             drop_path = (numbers < self.keep_rates).astype(ms.float32) / self.keep_rates
-        rows = ops.split(drop_path, 1, 0)
+        rows = self.split_with_size(drop_path, self.one_each, 0)
         stages: tuple[StageFactors, ...] = ()
         first = 0
         for depth in self.depths:

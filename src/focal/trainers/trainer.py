@@ -79,11 +79,11 @@ class Trainer:
         self.train_data, self.eval_data = train_data, eval_data
         self.progress, self.outputs, self.stop = progress, outputs, stop
         self.epochs = config.optim.epochs
-        self.micro_batches = config.step.accumulation_step
-        self.steps_per_epoch = steps_per_epoch(train_data.batches_per_epoch, self.micro_batches)
-        if config.run.dataset_sink_mode and train_data.batches_per_epoch % self.micro_batches:
+        self.micro_batches_per_step = config.step.accumulation_step
+        self.steps_per_epoch = steps_per_epoch(train_data.batches_per_epoch, self.micro_batches_per_step)
+        if config.run.dataset_sink_mode and train_data.batches_per_epoch % self.micro_batches_per_step:
             raise ConfigError(
-                f"accumulation_step: with dataset_sink_mode {self.micro_batches} must divide the "
+                f"accumulation_step: with dataset_sink_mode {self.micro_batches_per_step} must divide the "
                 f"{train_data.batches_per_epoch} batches of an epoch, which all go into the queue"
             )
         self.log = TrainingLog(config, device, outputs.metrics, self.steps_per_epoch)
@@ -105,14 +105,14 @@ class Trainer:
             train_step, batches_of = self.prepare()
             for epoch in range(progress.epoch, self.epochs):
                 batches = batches_of(epoch, progress.micro_batches)
-                for _ in range(progress.micro_batches // self.micro_batches, self.steps_per_epoch):
-                    for _ in range(self.micro_batches):
+                for _ in range(progress.micro_batches // self.micro_batches_per_step, self.steps_per_epoch):
+                    for _ in range(self.micro_batches_per_step):
                         outputs = train_step(*next(batches))
                         self.watch.beat()
                     progress.step += 1
-                    progress.micro_batches += self.micro_batches
+                    progress.micro_batches += self.micro_batches_per_step
                     self.log.step(outputs, progress)
-                    if progress.micro_batches == self.steps_per_epoch * self.micro_batches:
+                    if progress.micro_batches == self.steps_per_epoch * self.micro_batches_per_step:
                         self.finish_epoch()
                     elif self.save_steps_due():
                         self.save()

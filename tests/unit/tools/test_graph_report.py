@@ -40,7 +40,7 @@ def network_operators(graph: Graph, part: str = "") -> Counter[tuple[str, Any]]:
         (operator.name, operator.tensors_out)
         for operator in attribution.operators
         if operator.kind != "free"
-        and operator.name != "Split"
+        and not (operator.name == "SplitWithSize" and operator.tensors_out[0][1] == (1, 4))
         and attribution.phases[operator.result] != "update"
         and part in ("", attribution.parts[operator.result])
     )

@@ -43,7 +43,7 @@ class TrainTransforms:
 
     def __init__(self, augment: AugmentConfig, data: DataConfig, model: ModelConfig, seed: int) -> None:
         self.image_hw = model.image_hw
-        self._settings = augment
+        self._augment = augment
         self._num_classes = model.num_classes
         self._drop_path_rates = model.drop_path_rates
         self._seed = seed
@@ -59,32 +59,32 @@ class TrainTransforms:
 
     def crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """Random resized crop and flip."""
-        settings = self._settings
-        box = draw_crop(*image.size, settings.crop_scale, settings.crop_aspect, rng)
-        image = resized_crop(image, box, self.image_hw, draw_interpolation(settings.interpolation, rng))
-        if rng.random() < settings.hflip:
+        augment = self._augment
+        box = draw_crop(*image.size, augment.crop_scale, augment.crop_aspect, rng)
+        image = resized_crop(image, box, self.image_hw, draw_interpolation(augment.interpolation, rng))
+        if rng.random() < augment.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image
 
     def augment(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """RandAugment, or colour jitter if `auto_augment` is none."""
         if self._rand_augment is None:
-            return color_jitter(image, self._settings.color_jitter, rng)
+            return color_jitter(image, self._augment.color_jitter, rng)
         return self._rand_augment(image, rng)
 
     def normalize(self, image: Image.Image, rng: np.random.Generator, out_CHW: np.ndarray) -> None:
         """Normalise into `out_CHW`, then erase rectangles of it."""
-        settings = self._settings
+        augment = self._augment
         self._normalize(image, out_CHW)
-        rectangles = draw_erasures(*self.image_hw, settings.re_prob, settings.re_count, rng)
-        erase(out_CHW, rectangles, settings.re_mode, rng)
+        rectangles = draw_erasures(*self.image_hw, augment.re_prob, augment.re_count, rng)
+        erase(out_CHW, rectangles, augment.re_mode, rng)
 
     def mix(self, images: np.ndarray, labels: np.ndarray, epoch: int, batch_number: int) -> np.ndarray:
         """Mix images (B, 3, H, W) in place; returns the mixed and smoothed targets, float32 (B, num_classes)."""
         rng = generator(self._seed, epoch, batch_number, BATCH)
-        mix = draw_mix(self._settings, len(images), self.image_hw, rng)
+        mix = draw_mix(self._augment, len(images), self.image_hw, rng)
         apply_mix(images, mix)
-        return mixed_targets(labels, mix.lam, self._num_classes, self._settings.label_smoothing)
+        return mixed_targets(labels, mix.lam, self._num_classes, self._augment.label_smoothing)
 
     def drop_path(self, batch_size: int, epoch: int, batch_number: int) -> np.ndarray:
         """The drop path factors of a batch, float32 (2 * blocks, B); see `draw_drop_path`."""
