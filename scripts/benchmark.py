@@ -24,20 +24,21 @@ BENCHMARKS = {
 
 def main() -> None:
     from focal.checkpoint.paths import check_output_file
-    from focal.config import config_from_command_line, for_one_process
+    from focal.config import config_and_arguments, for_one_process
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, (module, summary) in BENCHMARKS.items():
-        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        if name in sys.argv[1:2]:  # the modules import MindSpore, which takes seconds
-            importlib.import_module(module).add_arguments(command)
-    arguments, others = parser.parse_known_args()
-    config = for_one_process(config_from_command_line(others, BENCHMARKS[arguments.command][1])[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "command", choices=BENCHMARKS, help="; ".join(f"{n}: {text}" for n, (_, text) in BENCHMARKS.items())
+    )
+    command = parser.parse_args(sys.argv[1:2]).command
+    module_name, summary = BENCHMARKS[command]
+    module = importlib.import_module(module_name)  # imports MindSpore, which takes seconds
+    config, arguments = config_and_arguments(sys.argv[2:], summary, module.add_arguments)
+    config, arguments.command = for_one_process(config), command
     if config.run.json is not None:
         check_output_file("json", config.run.json)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    importlib.import_module(BENCHMARKS[arguments.command][0]).run(config, arguments)
+    module.run(config, arguments)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ Weight files: .pth (with PyTorch, an optional extra; nothing in the file is exec
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from focal.config import ConfigError, config_from_command_line  # noqa: E402
+from focal.config import ConfigError, config_and_arguments  # noqa: E402
 from focal.errors import run_main  # noqa: E402
 
 WEIGHT_FILES = (".pth", ".pt", ".safetensors", ".npz")
@@ -23,10 +24,9 @@ WEIGHT_FILES = (".pth", ".pt", ".safetensors", ".npz")
 
 def main() -> Optional[int]:
     """Read the command line, convert, say what was not taken over."""
-    source, target, rest = split_arguments(sys.argv[1:])
-    config, _ = config_from_command_line(["--device_target", "CPU", *rest], __doc__)
-    if not Path(source).is_file():
-        raise ConfigError(f"from: {source} does not exist")
+    config, arguments = config_and_arguments(["--device_target", "CPU", *sys.argv[1:]], __doc__, add_arguments)
+    source, target = arguments.source, arguments.target
+    check_files(source, target)
     import mindspore as ms
 
     ms.set_context(mode=ms.PYNATIVE_MODE, device_target="CPU")
@@ -41,28 +41,23 @@ def main() -> Optional[int]:
     return 0
 
 
-def split_arguments(argv: list[str]) -> tuple[str, str, list[str]]:
-    """The values of --from and --to, and the other arguments."""
-    found: dict[str, str] = {}
-    rest: list[str] = []
-    arguments = iter(argv)
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name in ("--from", "--to"):
-            found[name] = value if equals else next(arguments, "")
-        else:
-            rest.append(argument)
-    if "-h" not in rest and "--help" not in rest:
-        for name in ("--from", "--to"):
-            if not found.get(name):
-                raise ConfigError(f"{name} FILE is missing; see python scripts/convert_weights.py --help")
-        kinds = [Path(found[name]).suffix == ".ckpt" for name in ("--from", "--to")]
-        if sum(kinds) != 1:
-            raise ConfigError("exactly one of --from and --to must be a .ckpt file")
-        other = found["--to" if kinds[0] else "--from"]
-        if Path(other).suffix.lower() not in WEIGHT_FILES:
-            raise ConfigError(f"{other}: unknown kind of weight file; known are {', '.join(WEIGHT_FILES)}")
-    return found.get("--from", ""), found.get("--to", ""), rest
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--from", dest="source", metavar="FILE", help="the weights to convert")
+    parser.add_argument("--to", dest="target", metavar="FILE", help="the file to write")
+
+
+def check_files(source: Optional[str], target: Optional[str]) -> None:
+    """Refuse files that cannot be converted into each other."""
+    for name, path in (("--from", source), ("--to", target)):
+        if not path:
+            raise ConfigError(f"{name} FILE is missing; see python scripts/convert_weights.py --help")
+    others = [path for path in (source, target) if Path(path).suffix != ".ckpt"]
+    if len(others) != 1:
+        raise ConfigError("exactly one of --from and --to must be a .ckpt file")
+    if Path(others[0]).suffix.lower() not in WEIGHT_FILES:
+        raise ConfigError(f"{others[0]}: unknown kind of weight file; known are {', '.join(WEIGHT_FILES)}")
+    if not Path(source).is_file():
+        raise ConfigError(f"from: {source} does not exist")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import shutil
 import sys
@@ -61,10 +62,11 @@ def _as_image(digit: np.ndarray) -> Image.Image:
 
 def main() -> None:
     """Write train/ and val/ below the folder named on the command line."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise UserError("usage: python scripts/make_digits.py FOLDER")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="where to make train/ and val/")
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    write_digits(sys.argv[1])
+    write_digits(arguments.folder)
 
 
 if __name__ == "__main__":

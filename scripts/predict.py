@@ -5,6 +5,7 @@ MODEL is a checkpoint (.ckpt) or a file written by export.py (.mindir, .onnx).
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Optional
@@ -12,14 +13,14 @@ from typing import Optional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from focal.checkpoint.paths import check_checkpoint_files  # noqa: E402
-from focal.config import ConfigError, config_from_command_line, for_one_process  # noqa: E402
+from focal.config import ConfigError, config_and_arguments, for_one_process  # noqa: E402
 from focal.errors import run_main  # noqa: E402
 
 
 def main() -> Optional[int]:
     """Read the command line, open the model, print the likeliest classes of each image."""
-    flags, images = split_arguments(sys.argv[1:])
-    config, _ = config_from_command_line(flags, __doc__)
+    config, arguments = config_and_arguments(sys.argv[1:], __doc__, add_arguments)
+    images = arguments.images
     if config.run.pretrained is None:
         raise ConfigError("pretrained: no model given; add --pretrained MODEL (.ckpt, .mindir or .onnx)")
     if not images:
@@ -41,19 +42,8 @@ def main() -> Optional[int]:
     return 0
 
 
-def split_arguments(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Flags with their values, and the image files among them."""
-    flags: list[str] = []
-    images: list[str] = []
-    arguments = iter(argv)
-    for argument in arguments:
-        if not argument.startswith("-"):
-            images.append(argument)
-            continue
-        flags.append(argument)
-        if "=" not in argument and argument not in ("-h", "--help"):
-            flags.extend([value for value in [next(arguments, None)] if value is not None])
-    return flags, images
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ python scripts/quickstart_summary.py FOLDER SECONDS
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 from pathlib import Path
 
 
@@ -46,10 +46,14 @@ def summarise(output: Path, best: dict, ema: dict, export_log: str, mindir: Path
 
 def main() -> None:
     """Gather what the quickstart left in its folder."""
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the quickstart has written its results")
+    parser.add_argument("seconds", type=int, help="how long it took, installation aside")
+    arguments = parser.parse_args()
+    folder = arguments.folder
     best, ema = (json.loads((folder / name).read_text()) for name in ("eval.json", "eval_ema.json"))
     export_log = (folder / "export.log").read_text()
-    print(summarise(folder / "output", best, ema, export_log, folder / "digits.mindir", int(sys.argv[2])))
+    print(summarise(folder / "output", best, ema, export_log, folder / "digits.mindir", arguments.seconds))
 
 
 if __name__ == "__main__":

@@ -27,16 +27,11 @@ COLUMNS = 8
 
 
 def main() -> None:
-    from focal.config import config_from_command_line
+    from focal.config import config_and_arguments
     from focal.data import TrainData, check_data
     from focal.errors import UserError
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--output", default="batch.png")
-    parser.add_argument("--epoch", type=int, default=0)
-    parser.add_argument("--step", type=int, default=0)
-    arguments, others = parser.parse_known_args()
-    config, _ = config_from_command_line(others, __doc__.splitlines()[0])
+    config, arguments = config_and_arguments(sys.argv[1:], __doc__.splitlines()[0], add_arguments)
     layout = check_data(config, config.data.data_url, splits=("train",))
     data = TrainData(config, layout)
     if arguments.epoch < 0 or not 0 <= arguments.step < data.batches_per_epoch:
@@ -50,6 +45,12 @@ def main() -> None:
     except (ValueError, OSError) as error:  # a file type that Pillow does not know, or no such folder
         raise UserError(f"output: {arguments.output} cannot be written ({error}); give e.g. batch.png") from None
     print(f"{len(images)} images of epoch {arguments.epoch}, step {arguments.step}: {arguments.output}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", default="batch.png", help="the picture to write (default: batch.png)")
+    parser.add_argument("--epoch", type=int, default=0, help="number of the epoch, from 0 (default: 0)")
+    parser.add_argument("--step", type=int, default=0, help="number of the batch in its epoch, from 0 (default: 0)")
 
 
 def contact_sheet(images: np.ndarray, targets: np.ndarray, class_names: Sequence[str], data: DataConfig) -> Image.Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Optional
+from typing import Any, Callable, NoReturn, Optional
 
 from focal.config.architectures import PAPER_TOP1, arch_defaults
 from focal.config.loading import all_keys, load_config, read_keys, suggestion
@@ -35,13 +35,46 @@ def config_from_command_line(
     """
     flags, unknown = _make_parser(description).parse_known_args([_with_underscores(argument) for argument in argv])
     given = vars(flags)
-    config_file = given.pop("config", None)
     if unknown and not (tolerate_unknown or str(given.get("run_openi")).lower() == "true"):
         raise ConfigError(_unknown_argument(unknown[0]))
+    return _load(given, defaults or {}), unknown
+
+
+def config_and_arguments(
+    argv: Sequence[str],
+    description: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    defaults: Optional[Mapping[str, Any]] = None,
+) -> tuple[Config, argparse.Namespace]:
+    """As `config_from_command_line`, for a script that also has arguments of its own.
+
+    Args:
+        argv, description, defaults: see `config_from_command_line`.
+        add_arguments: adds the script's flags and positional arguments, which may stand between the flags.
+
+    Returns:
+        The configuration, and the script's own arguments.
+
+    Raises:
+        ConfigError: see `config_from_command_line`.
+    """
+    parser = _make_parser(description, add_arguments)
+    parsed, unknown = parser.parse_known_intermixed_args([_with_underscores(argument) for argument in argv])
+    if unknown:
+        raise ConfigError(_unknown_argument(unknown[0]))
+    keys = {"config", *all_keys()}
+    given = {name: value for name, value in vars(parsed).items() if name in keys}
+    own = {name: value for name, value in vars(parsed).items() if name not in keys}
+    return _load(given, defaults or {}), argparse.Namespace(**own)
+
+
+def _load(given: dict[str, Any], defaults: Mapping[str, Any]) -> Config:
+    """The configuration of the flags `given`, which may name its file as `config`."""
+    config_file = given.pop("config", None)
     path = _file_of_arch(given.get("arch", DEFAULT_ARCH)) if config_file is None else Path(config_file)
     file_keys = read_keys(path)
     _check_arch_flag(given, file_keys, path)
-    return load_config({**(defaults or {}), **file_keys}, given), unknown
+    return load_config({**defaults, **file_keys}, given)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,15 +82,19 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def _make_parser(description: str) -> argparse.ArgumentParser:
-    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument(
+def _make_parser(
+    description: str, add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+) -> argparse.ArgumentParser:
+    parser = _Parser(description=description, allow_abbrev=False)
+    add_arguments(parser)
+    flags = parser.add_argument_group("configuration", argument_default=argparse.SUPPRESS)
+    flags.add_argument(
         "--config", "--config_file", dest="config", metavar="FILE", help="YAML file (default: configs/<arch>.yaml)"
     )
     for name, key in all_keys().items():
         default = "none" if key.field.default is None else key.field.default
         help_text = f"{key.field.metadata['help']} (default: {default})".replace("%", "%%")
-        parser.add_argument(f"--{name}", metavar=name.upper(), help=help_text)
+        flags.add_argument(f"--{name}", metavar=name.upper(), help=help_text)
     return parser
 
 

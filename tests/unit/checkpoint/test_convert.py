@@ -272,7 +272,7 @@ def test_the_script_knows_the_same_kinds_of_files():
     ("arguments", "message"),
     [([], "error: --from FILE is missing"),
      (["--from", "a.npz"], "error: --to FILE is missing"),
-     (["--from", "a.npz", "--to"], "error: --to FILE is missing"),
+     (["--from", "a.npz", "--to"], "error: argument --to: expected one argument"),
      (["--from", "a.npz", "--to", "b.npz"], "error: exactly one of --from and --to must be a .ckpt file"),
      (["--from", "a.ckpt", "--to", "b.ckpt"], "error: exactly one"),
      (["--from", "nothing.npz", "--to", "b.ckpt"], "error: from: nothing.npz does not exist"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from focal.config import ConfigError, config_from_command_line, load_config, to_flat_dict
+from focal.config import ConfigError, config_and_arguments, config_from_command_line, load_config, to_flat_dict
 from focal.config.loading import all_keys
 from focal.config.yaml_files import CONFIG_FOLDER
 
@@ -103,7 +103,7 @@ def test_an_installed_package_knows_the_networks_but_not_the_files(tmp_path):
     (tmp_path / "lib" / "python3" / "site-packages" / "focal").mkdir(parents=True)
     site = tmp_path / "lib" / "python3" / "site-packages"
     shutil.copytree(source / "config", site / "focal" / "config")
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", "errors.py", "files.py"):
         shutil.copy(source / name, site / "focal" / name)
     code = """
 import focal, sys
@@ -124,6 +124,29 @@ except focal.ConfigError as error:
         "config: the file configs/focal_base_patch4_window7_224.yaml is part of the repository, not of the installed "
         "package; give --config FILE\n"
     )
+
+
+def add_arguments(parser):
+    parser.add_argument("images", nargs="*")
+    parser.add_argument("--from", dest="source")
+    parser.add_argument("--stage_images", type=int, default=512)
+
+
+def test_a_script_may_have_arguments_of_its_own_anywhere_between_the_flags(write_yaml):
+    path = str(write_yaml("epochs: 7\n"))
+    line = ["a.png", "--config", path, "--from=x.pth", "b.png", "--batch-size", "6", "--stage-images", "9", "c.png"]
+    config, own = config_and_arguments(line, "", add_arguments)
+    assert (config.optim.epochs, config.data.batch_size) == (7, 6)
+    assert vars(own) == {"images": ["a.png", "b.png", "c.png"], "source": "x.pth", "stage_images": 9}
+    config, own = config_and_arguments(["--config", path], "", add_arguments, {"batch_size": 10})
+    assert vars(own) == {"images": [], "source": None, "stage_images": 512} and config.data.batch_size == 10
+
+
+def test_a_script_with_arguments_of_its_own_refuses_unknown_flags(write_yaml):
+    with pytest.raises(ConfigError, match="unknown flag --epoch; did you mean epochs"):
+        config_and_arguments(["--config", str(write_yaml("")), "a.png", "--epoch", "3"], "", add_arguments)
+    with pytest.raises(ConfigError, match="argument --from: expected one argument"):
+        config_and_arguments(["--from"], "", add_arguments)
 
 
 # ---- mistakes ----
