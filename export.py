@@ -39,7 +39,7 @@ def export(config: Config) -> int:
 
     path = check_export(config)
     paths = find_images(config.data.data_url)
-    setup_logging(setup_device(config.run))
+    setup_logging(setup_device(config.run).rank)
     check_versions()
 
     network = create_model(config)

@@ -82,7 +82,7 @@ def _run_worker(
     from focal.distributed.versions import check_versions
 
     device = setup_device(config.run)
-    setup_logging(device, resolve_output_folder(config) if log_to_file else None)
+    setup_logging(device.rank, resolve_output_folder(config) if log_to_file else None)
     check_versions()
     refuse_unsupported(config.step.amp_level)  # before a cloud job copies its data
     with open_storage(config, device, unknown_arguments) as storage:  # leaving it sends the results, also on an error

@@ -35,7 +35,7 @@ def main() -> int:
         sys.stderr.write("cannot find the thing I need\n")
         return 3
     device = setup_device(config.run)
-    logger = setup_logging(device, resolve_output_folder(config))
+    logger = setup_logging(device.rank, resolve_output_folder(config))
     with open_storage(config, device, unknown) as storage:
         logger.info("rank %d of %d is ready", device.rank, device.world_size)
         if behaviour == "collectives":

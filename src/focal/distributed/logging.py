@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Optional, Union
+from typing import Optional
 
-from focal.distributed.device import Device
 from focal.errors import UserError
 
 LOGGER_NAME = "focal"
@@ -29,11 +28,11 @@ def make_log_folder(folder: str) -> Path:
     return path
 
 
-def setup_logging(device_or_rank: Union[Device, int], folder: Optional[str] = None) -> logging.Logger:
+def setup_logging(rank: int, folder: Optional[str] = None) -> logging.Logger:
     """Set up the logger `focal` of this process.
 
     Args:
-        device_or_rank: whose process this is. Rank 0 prints INFO and above to the terminal, other ranks warnings.
+        rank: rank of this process. Rank 0 prints INFO and above to the terminal, other ranks warnings.
         folder: the job's train_url; every rank appends its log to `<folder>/log/rank_N.log`. None: no file.
 
     Returns:
@@ -42,7 +41,6 @@ def setup_logging(device_or_rank: Union[Device, int], folder: Optional[str] = No
     Raises:
         UserError: the folder cannot be written.
     """
-    rank = device_or_rank if isinstance(device_or_rank, int) else device_or_rank.rank
     logger = logging.getLogger(LOGGER_NAME)
     for handler in list(logger.handlers):
         logger.removeHandler(handler)

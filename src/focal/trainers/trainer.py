@@ -49,8 +49,6 @@ class Trainer:
     A step is one update of the weights, from `accumulation_step` micro-batches.
 
     Args:
-        config: of the job.
-        device: this process.
         train_step: with its state restored.
         eval_step: of the same network.
         train_data, eval_data: this rank's part of the data.

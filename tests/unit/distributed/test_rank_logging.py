@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from focal.distributed.device import Device
 from focal.distributed.logging import setup_logging
 from focal.errors import UserError
 
 
 def test_rank_0_prints_and_writes_its_log(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    setup_logging(Device(rank=0, world_size=2), str(tmp_path)).info("hello")
+    setup_logging(0, str(tmp_path)).info("hello")
     assert "hello" in capsys.readouterr().out
     assert "rank 0 INFO hello" in (tmp_path / "log" / "rank_0.log").read_text()
 
