@@ -24,8 +24,8 @@ pytestmark = [pytest.mark.ascend_dry_run, pytest.mark.skipif(REASON is not None,
 
 CASES = {
     "version 2, train, O1, 8 ranks": small_case(2, TRAIN, "O1", ranks=8),
-    "version 1, train, O0, 8 ranks, accumulation": small_case(
-        1, TRAIN, "O0", ranks=8, overrides=VARIATIONS["accumulation"]
+    "version 1, train, O0, 8 ranks, accumulation, momentum": small_case(
+        1, TRAIN, "O0", ranks=8, overrides={**VARIATIONS["accumulation"], **VARIATIONS["momentum"]}
     ),
     "version 2, train, bf16, layer scale, dropout": small_case(
         2, TRAIN, "bf16", overrides=VARIATIONS["layer scale, dropout"]
@@ -52,7 +52,7 @@ CONTROLS = {
 # Launches of each case as measured, without reshapes. A smaller number may replace these; a larger one needs a reason.
 MOST_KERNELS = {
     "version 2, train, O1, 8 ranks": 1373,
-    "version 1, train, O0, 8 ranks, accumulation": 1185,
+    "version 1, train, O0, 8 ranks, accumulation, momentum": 1797,
     "version 2, train, bf16, layer scale, dropout": 1574,
     "version 1, train, O3, lamb": 2662,
     "version 2, train, O2, adam_weight_decay, graph kernels": 1038,
