@@ -8,5 +8,6 @@ source scripts/setup_venv.sh
 "$PYTHON" -m ruff format --check .
 PYTHONPATH=src "$repository/.venv/bin/lint-imports" --no-cache # the layers, see pyproject.toml
 "$PYTHON" -m mypy
-# Two files of tests at a time: most of a test is waiting for another process, or one thread of a compiler.
-exec "$PYTHON" -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile "$@"
+# Two files of tests at a time, in the order of their names, which puts long ones first: much of a test is waiting for
+# another process, or for one thread of a compiler.
+exec "$PYTHON" -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"
