@@ -16,6 +16,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from focal.data import EvalData
 from focal.distributed.collectives import all_reduce_sum
 from focal.errors import UserError
 
@@ -78,7 +79,7 @@ class EvalStep(nn.Cell):
 
 def evaluate(
     eval_step: EvalStep,
-    data: Any,
+    data: EvalData,
     skip_unreadable: bool = False,
     guard: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> EvalResult:
@@ -120,7 +121,7 @@ def _add_over_ranks(sums: np.ndarray) -> np.ndarray:
     return summed[0].astype(np.float64) + summed[1]
 
 
-def _check_unreadable(data: Any, skip_unreadable: bool) -> None:
+def _check_unreadable(data: EvalData, skip_unreadable: bool) -> None:
     unreadable = list(getattr(data, "unreadable", ()))
     count = int(all_reduce_sum(np.array([len(unreadable)], np.float32))[0])
     for path in unreadable:
