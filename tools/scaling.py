@@ -30,7 +30,6 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "src"), str(Path(__fil
 from focal.checkpoint.paths import check_output_file  # noqa: E402
 from focal.errors import UserError, run_main  # noqa: E402
 from focal.files import write_json  # noqa: E402
-from focal.trainers.gradient_buckets import fusion_buckets  # noqa: E402
 from tools.graph_report.counts import Kernel, dump_training_graph, kernels, parse_graph  # noqa: E402
 
 IMAGENET_IMAGES = 1_281_167
@@ -110,13 +109,11 @@ def count_graph(name: str, batch: int, text: str, sizes: Sequence[int]) -> StepC
         name: of the model.
         batch: images per card.
         text: the graph.
-        sizes: bytes of each gradient, in the network's order.
+        sizes: bytes of each bucket of gradients.
     """
     operators = parse_graph(text)
-    numbers = fusion_buckets(sizes)
-    buckets = [sum(size for size, number in zip(sizes, numbers) if number == n) for n in range(1, max(numbers) + 1)]
     merged = [_merged(kernels(operators, fuse)) for fuse in (False, True)]
-    return StepCounts(name, batch, merged[0], merged[1], tuple(buckets))
+    return StepCounts(name, batch, merged[0], merged[1], tuple(sizes))
 
 
 def _merged(work: Sequence[Kernel]) -> tuple[tuple[int, float, float], ...]:

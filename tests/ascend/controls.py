@@ -7,11 +7,9 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.parallel._auto_parallel_context import auto_parallel_context
 
 from focal.config import Config
 from focal.distributed.device import Device
-from focal.trainers.gradient_buckets import gradient_all_reduces
 from tools.ascend_dry_run.cases import EVAL
 from tools.ascend_dry_run.child import build, example_inputs
 
@@ -41,20 +39,19 @@ class BreaksEveryRule(nn.Cell):
         self.layer_norm = ops.LayerNorm()
         self.right_shift = ops.RightShift()
         self.bessel = ops.BesselI0e()
-        self.tensors = [Tensor(np.ones(size), ms.float32) for size in (3, 4, 5)]
-        self.sums = gradient_all_reduces([4 * tensor.size for tensor in self.tensors])
+        self.tensors = [Tensor(np.ones(size), ms.float32) for size in (3, 4, 5, 6)]
+        self.sum = ops.AllReduce()
 
     def construct(self, x: Tensor, state: Tensor, weights: Tensor, wide: Tensor, row: Tensor, whole: Tensor) -> tuple:
         hidden = self.lstm(x, state, weights)
         normed = self.layer_norm(wide, row, row)[0]
-        summed = tuple(self.sums[i](self.tensors[i] * x[0, 0, 0]) for i in range(3))
+        summed = tuple(self.sum(self.tensors[i] * x[0, 0, 0]) for i in range(4))
         return (hidden, normed, self.right_shift(whole, whole), self.bessel(x), *summed)
 
 
 def breaks_every_rule(config: Config, device: Device) -> tuple[nn.Cell, tuple[Tensor, ...]]:
     """A Cell that compiles, and breaks every rule but that it should."""
     del config, device
-    auto_parallel_context().set_enable_all_reduce_fusion(False)
     wide, row = Tensor(np.ones((4, 8)), ms.float64), Tensor(np.ones(8), ms.float64)  # the chip has no such LayerNorm
     return BreaksEveryRule(), (*lstm_inputs(), wide, row, Tensor(np.ones(4), ms.int32))
 

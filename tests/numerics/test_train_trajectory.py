@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 from sklearn.datasets import load_digits
 
 from focal.checkpoint.official import load_official_state_dict
+from focal.checkpoint.train_state import collect_tensors
 from focal.evaluation import EvalStep, weights_replaced
 from focal.models import create_model
 from focal.trainers.losses import SoftTargetCrossEntropy
@@ -49,11 +50,24 @@ def digits_batches():
         yield digits_images(chosen), targets[chosen]
 
 
+class Trained:
+    """A step after training: each of its tensors is a Parameter by the name that it has in a checkpoint.
+
+    Tests outside the repository ask `run` for these attributes.
+    """
+
+    def __init__(self, step):
+        self.step, self.network, self.optimizer, self.ema = step, step.network, step.optimizer, step.ema
+
+    def get_parameters(self):
+        return [Parameter(Tensor(value), name) for name, value in collect_tensors(self.step.state(), 1).items()]
+
+
 def run(config, case):
-    """The step after training, and its outputs (STEPS, len(OUTPUTS))."""
+    """The step after training (`Trained`), and its outputs (STEPS, len(OUTPUTS))."""
     step = build_step(config, case, 1e-3 * np.minimum(1, (np.arange(STEPS) + 1) / 10))
     rows = [step(Tensor(images), Tensor(targets)).asnumpy() for images, targets in digits_batches()]
-    return step, np.array(rows, np.float64)
+    return Trained(step), np.array(rows, np.float64)
 
 
 def accuracy(step):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from focal.trainers.gradient_buckets import BUCKET_BYTES
+from focal.trainers.buckets import BUCKET_BYTES
 from tools.ascend_dry_run.result import DryRun
 
 # Operators for which CANN has no kernel on the AI Core of the 910A and of Atlas A2, so that they run on the chip's few
@@ -72,12 +72,15 @@ def ai_cpu_operators(run: DryRun) -> list[str]:
 
 
 def unfused_all_reduces(run: DryRun) -> list[str]:
-    """More messages between ranks than buckets of gradients (see gradient_buckets.py), and one for the loss."""
-    buckets = math.ceil(sum(reduce.bytes for reduce in run.all_reduces) / BUCKET_BYTES)
+    """More messages between ranks than buckets of gradients (see buckets.py), and one for the loss.
+
+    Tensors with and without weight decay are in buckets of their own.
+    """
+    size = sum(reduce.bytes for reduce in run.all_reduces)
+    buckets = math.ceil(size / BUCKET_BYTES) + 1
     if len(run.all_reduces) <= buckets + 1:
         return []
-    tensors = sum(reduce.tensors for reduce in run.all_reduces)
-    return [f"{len(run.all_reduces)} all-reduces for {tensors} tensors, which fill {buckets} bucket(s)"]
+    return [f"{len(run.all_reduces)} all-reduces of {size} bytes, which fill at most {buckets} buckets"]
 
 
 def unlisted_acl_kernels(run: DryRun) -> list[str]:

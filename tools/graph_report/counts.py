@@ -248,7 +248,7 @@ def dump_training_graph(config_path: str, batch_size: int, folder: Path) -> tupl
         folder: for what MindSpore writes.
 
     Returns:
-        The graph's text; and arch, batch, and sizes: the bytes of each gradient in the network's order.
+        The graph's text; and arch, batch, and sizes: the bytes of each bucket of gradients.
 
     Raises:
         UserError: the compilation failed.

@@ -45,7 +45,7 @@ class GraphRequest:
 
 @dataclass(frozen=True)
 class Graph:
-    """A compiled graph: its text, and what it is of. `sizes`: bytes of each gradient in the network's order."""
+    """A compiled graph: its text, and what it is of. `sizes`: bytes of each bucket of gradients."""
 
     text: str
     arch: str
@@ -131,7 +131,7 @@ def _compile(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         inputs, sizes = batch[:1], []
         if request["mode"] == "train":
             cell, inputs = _training_step(config), batch
-            sizes = [4 * parameter.size for parameter in cell.optimizer.parameters_to_train]
+            sizes = [4 * sum(bucket) for bucket in cell.optimizer.buckets.sizes]
         else:
             cell = _inference(config, request["mode"])
         if request["for_ascend"]:

@@ -26,10 +26,10 @@ from focal.errors import UserError, one_line
 from focal.files import atomic_write
 from focal.models.layers import RANDOM_COUNTER
 
-EMA_PREFIX = "ema"  # the average of parameter `<name>` is stored as `ema.<name>`
+EMA_PREFIX = "ema."  # the average of parameter `<name>` is stored as `ema.<name>`
 META = "focal.meta"
 META_FORMAT = 1
-_OWN_ENTRIES = (f"{EMA_PREFIX}.", RANDOM_COUNTER, "optimizer.step")  # start names that only our trainings write
+_OWN_ENTRIES = (EMA_PREFIX, RANDOM_COUNTER, "optimizer.step")  # start names that only our trainings write
 _CRC_MARK, _CRC_LENGTH = b"crc_num", 17  # how MindSpore ends a file that carries a checksum
 
 

@@ -8,10 +8,10 @@ import logging
 from typing import Any, Optional
 
 import mindspore as ms
-import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Tensor
 
-from focal.checkpoint.files import Checkpoint
+from focal.checkpoint.files import EMA_PREFIX, Checkpoint
+from focal.checkpoint.train_state import TrainState
 from focal.checkpoint.weights import refresh_tables
 from focal.config import Config, ConfigError, load_config, to_flat_dict
 from focal.config.schema import may_change_on_resume
@@ -49,43 +49,6 @@ class Progress:
     def position(self, micro_batches_per_epoch: int) -> float:
         """Epochs done, as a number with a fraction."""
         return self.epoch + self.micro_batches / micro_batches_per_epoch
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """The Parameters that make up the state of a training.
-
-    Attributes:
-        network: with the weights.
-        parameters: all that a checkpoint holds: weights, EMA weights, moments, counters.
-        averages: (EMA weight, weight) of each trained parameter; empty without EMA.
-        position: int32, steps done in the learning-rate schedule.
-        random_counter: int32 counter behind dropout, of this rank; None without dropout.
-    """
-
-    network: nn.Cell
-    parameters: list[Parameter]
-    averages: list[tuple[Parameter, Parameter]]
-    position: Parameter
-    random_counter: Optional[Parameter]
-
-
-def collect_tensors(state: TrainState, world_size: int) -> dict[str, np.ndarray]:
-    """Values of all parameters of the state, by name; the random counter as if there were one rank."""
-    tensors = {}
-    for parameter in state.parameters:
-        value = parameter.asnumpy()
-        if parameter.name == RANDOM_COUNTER:
-            value = np.asarray(value // world_size, value.dtype)
-        tensors[parameter.name] = value
-    return tensors
-
-
-def weights_only(tensors: dict[str, np.ndarray], state: TrainState) -> dict[str, np.ndarray]:
-    """The part of `collect_tensors` that evaluation and export need: raw and EMA weights."""
-    names = {parameter.name for parameter in state.network.get_parameters()} - {RANDOM_COUNTER}
-    names |= {average.name for average, _ in state.averages}
-    return {name: value for name, value in tensors.items() if name in names}
 
 
 def make_meta(config: Config, progress: Progress, world_size: int, batches_per_epoch: int) -> dict[str, Any]:
@@ -176,30 +139,29 @@ def _continued_progress(meta: dict[str, Any], config: Config, world_size: int, b
 
 
 def _restore_tensors(checkpoint: Checkpoint, state: TrainState, world_size: int, strict: bool) -> None:
-    parameters = {parameter.name: parameter for parameter in state.parameters}
-    missing = sorted(parameters.keys() - checkpoint.tensors.keys())
+    shapes, values = state.shapes(), dict(checkpoint.tensors)
+    missing = sorted(shapes.keys() - values.keys())
     # Checkpoints of earlier versions hold the counter of random masks even where nothing uses it.
-    unexpected = sorted(checkpoint.tensors.keys() - parameters.keys() - {RANDOM_COUNTER})
-    misshaped = [name for name in parameters.keys() & checkpoint.tensors.keys()
-                 if parameters[name].shape != checkpoint.tensors[name].shape]  # fmt: skip
+    unexpected = sorted(values.keys() - shapes.keys() - {RANDOM_COUNTER})
+    misshaped = sorted(name for name in shapes.keys() & values.keys() if shapes[name] != values[name].shape)
     problems = []
-    for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshaped", sorted(misshaped))):
+    for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshaped", misshaped)):
         if names:
             problems.append(f"{kind} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
     if problems and strict:
         raise ConfigError(f"resume: {checkpoint.path} does not fit this training: {'; '.join(problems)}")
     if problems:
         logger.warning("resume: these tensors keep their initial values: %s", "; ".join(problems))
-    for name, parameter in parameters.items():
-        if name in missing or name in misshaped:
-            continue
-        value = checkpoint.tensors[name]
-        if name == RANDOM_COUNTER:
-            value = value * world_size
-        parameter.set_data(Tensor(value, parameter.dtype))
-    for average, parameter in state.averages:
-        if average.name in missing or average.name in misshaped:
-            average.set_data(Tensor(parameter.asnumpy()))  # the EMA starts here, not at this process's random weights
+    for name in misshaped:
+        del values[name]
+    if RANDOM_COUNTER in values:
+        values[RANDOM_COUNTER] = values[RANDOM_COUNTER] * world_size
+    weights = {parameter.name: parameter.asnumpy() for parameter in state.network.get_parameters()}
+    for name in shapes.keys() - values.keys():
+        if name.startswith(EMA_PREFIX):  # the EMA starts here, not at this process's random weights
+            weight = name[len(EMA_PREFIX) :]
+            values[name] = values.get(weight, weights[weight])
+    state.set_tensors(values)
     refresh_tables(state.network)
 
 
@@ -214,7 +176,8 @@ def share_state(state: TrainState, progress: Optional[Progress], device: Device)
     if device.world_size > 1:
         sent = broadcast_bytes(json.dumps(dataclasses.asdict(progress)).encode(), _PROGRESS_BYTES)
         progress = Progress(**json.loads(sent.rstrip(b"\0")))
-        broadcast_parameters(state.parameters)
+        broadcast_parameters([*state.parameters, *(buffer.vector for buffer in state.buffers)])
+        state.weights_changed()
         refresh_tables(state.network)
     counter = state.random_counter
     if counter is not None and device.rank:

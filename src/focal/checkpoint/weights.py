@@ -18,8 +18,7 @@ from focal.models.layers import RANDOM_COUNTER
 logger = logging.getLogger("focal")
 
 _HEAD = ("head.weight", "head.bias")
-_AVERAGE = f"{EMA_PREFIX}."
-_TRAINING_STATE = (_AVERAGE, "moment1.", "moment2.", "loss_scale.", "optimizer.", "schedule.")
+_TRAINING_STATE = (EMA_PREFIX, "moment1.", "moment2.", "loss_scale.", "optimizer.", "schedule.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,9 @@ def read_weights(path: str, use_ema: bool = False) -> dict[str, np.ndarray]:
         CheckpointError: the file does not exist, is not a whole checkpoint, or holds no EMA weights.
     """
     checkpoint = read_checkpoint(Path(path))
-    averages = {name[len(_AVERAGE) :]: value for name, value in checkpoint.tensors.items() if name.startswith(_AVERAGE)}
+    averages = {
+        name[len(EMA_PREFIX) :]: value for name, value in checkpoint.tensors.items() if name.startswith(EMA_PREFIX)
+    }
     if use_ema and not averages:
         raise CheckpointError(f"use_ema: {path} holds no EMA weights; set it to False")
     if checkpoint.meta is not None and checkpoint.meta.get("best_is_ema") and not use_ema:

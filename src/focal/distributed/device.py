@@ -174,26 +174,9 @@ def _join_group(launch: Launch, target: str, scheduler: Optional[Scheduler]) -> 
     set_group(rank, world_size)
     atexit.register(_limit_exit)
     ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
-    if target == "Ascend":
-        fuse_all_reduces()
     local_rank, local_size = _place_on_machine(rank, world_size)
     _take_back_interrupt()
     return Device(rank, world_size, local_rank, local_size, target)
-
-
-def fuse_all_reduces() -> None:
-    """Have the Ascend backend merge all-reduces with the same `fusion` number into one message.
-
-    trainers/gradient_buckets.py gives the numbers. Kernel by kernel (jit_level O0 and O1) they count only once this is
-    switched on; compiled by GE (O2) they count in any case. The public setting `comm_fusion` cannot replace this: its
-    mode `size` also switches fusion on, but then splits the project's buckets again by sizes of its own.
-    """
-    try:
-        from mindspore.parallel._auto_parallel_context import auto_parallel_context
-
-        auto_parallel_context().set_enable_all_reduce_fusion(True)
-    except (ImportError, AttributeError) as error:
-        logger.warning("this MindSpore cannot fuse all-reduces (%s): gradients are sent one by one, slowly", error)
 
 
 def _scheduler_failed(code: int) -> None:

@@ -1,42 +1,28 @@
 """What happens to gradients between the backward pass and the optimizer, all inside the compiled step.
 
-Throughout, `gradients` is a tuple of tensors, one per trained parameter.
+Throughout, `gradients` is a tuple of float32 vectors, one per bucket of trained parameters (buckets.py).
 """
 
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2
 
 from focal.distributed.chip import saturates_on_overflow
+from focal.trainers.buckets import Buckets
 
 _MUL_NO_NAN = ops.MulNoNan()
-# Maps a function over tuples of tensors, with far fewer nodes for the compiler than a loop that grows a tuple.
 _FOR_EACH = ops.HyperMap()
-
-
-def to_float32(gradients: tuple) -> tuple:
-    """Gradients in float32; a gradient that is float32 already costs nothing."""
-    return _FOR_EACH(_to_float32, gradients)
-
-
-def _to_float32(gradient: Tensor) -> Tensor:
-    return gradient.astype(ms.float32)
-
-
-def _square_sum(gradient: Tensor) -> Tensor:
-    squares = ops.square(gradient.astype(ms.float32))
-    if gradient.ndim > 1:
-        # The last axis comes first because a CPU takes four times as long for a sum over several axes at once.
-        squares = squares.sum(-1)
-    return squares.sum()
 
 
 def global_norm(gradients: tuple) -> Tensor:
     """Float32 L2 norm of all gradients together; finite if and only if all entries and the sum of squares are."""
-    # Summed as one vector: an Ascend's AddN is not made for hundreds of inputs.
     return ops.sqrt(as_vector(_FOR_EACH(_square_sum, gradients)).sum())
+
+
+def _square_sum(gradient: Tensor) -> Tensor:
+    return ops.square(gradient).sum()
 
 
 def as_vector(scalars: tuple) -> Tensor:
@@ -102,14 +88,14 @@ class Accumulator(nn.Cell):
     """Sums of unscaled gradients, losses and overflow flags over the micro-batches of one step.
 
     Args:
-        parameters: the trained parameters.
+        buckets: of the trained parameters.
         micro_batches: micro-batches per step.
     """
 
-    def __init__(self, parameters: ParameterTuple, micro_batches: int) -> None:
+    def __init__(self, buckets: Buckets, micro_batches: int) -> None:
         super().__init__()
         self.micro_batches = micro_batches
-        self.sums = parameters.clone(prefix="accumulated", init="zeros")
+        self.sums = buckets.zeros("accumulated")
         self.loss = Parameter(Tensor(0.0, ms.float32), name="accumulated_loss", requires_grad=False)
         self.overflow = Parameter(Tensor(0.0, ms.float32), name="accumulated_overflow", requires_grad=False)
         self.count = Parameter(Tensor(0, ms.int32), name="accumulated_count", requires_grad=False)
@@ -118,7 +104,7 @@ class Accumulator(nn.Cell):
         """Add one micro-batch; returns a scalar bool, whether the step is complete.
 
         Args:
-            gradients: of the scaled loss, float32.
+            gradients: of the scaled loss.
             unscaling: scalar, one over the loss scale.
             loss: scalar, not scaled.
             overflow: scalar float32, 1 if an overflow was seen.

@@ -18,7 +18,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from focal.checkpoint.train_state import FlatBuffer
 from focal.config.schema import ModelConfig, OptimConfig
+from focal.trainers.buckets import Buckets, split_vector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,21 +70,28 @@ def layer_of(name: str, depths: Sequence[int]) -> int:
 
 
 class Optimizer(nn.Cell):
-    """Base class: the learning rate of the current step, the count of steps, and one setting per parameter.
+    """Base class: the learning rate of the current step, the count of steps, and the weights in buckets.
 
     Args:
         parameters: the parameters to train.
         settings: one per parameter, in order.
         learning_rates: float (U,), the rate of each step of the training; the last one holds beyond.
+
+    Attributes:
+        weights: the trained weights, a vector per bucket. The network's parameters are copies of them.
+        moments: of each kind of moment, a vector per bucket, by name.
     """
 
     def __init__(
         self, parameters: ParameterTuple, settings: Sequence[ParameterSetting], learning_rates: np.ndarray
     ) -> None:
-        super().__init__()
+        super().__init__(auto_prefix=False)
         self.parameters_to_train = parameters
-        self.weight_decays = tuple(setting.weight_decay for setting in settings)
-        self.lr_factors = tuple(setting.lr_factor for setting in settings)
+        self.buckets = Buckets(parameters, [(setting.weight_decay, setting.lr_factor) for setting in settings])
+        self.weight_decays = tuple(weight_decay for weight_decay, _ in self.buckets.kinds)
+        self.lr_factors = tuple(lr_factor for _, lr_factor in self.buckets.kinds)
+        self.weights = self.buckets.weights("weights")
+        self.moments: dict[str, ParameterTuple] = {}
         self.last_rate = len(learning_rates) - 1
         self.for_each = ops.HyperMap()
         # A Parameter rather than a constant, so that the graph stays small and does not depend on the schedule.
@@ -93,21 +102,33 @@ class Optimizer(nn.Cell):
         self.step = Parameter(Tensor(0, ms.int32), name="optimizer.step", requires_grad=False)
         self.position = Parameter(Tensor(0, ms.int32), name="schedule.position", requires_grad=False)
 
+    def new_moments(self, name: str) -> ParameterTuple:
+        """A kind of moment, called `name` here and `name.NAME` in checkpoints: zeros."""
+        self.moments[name] = self.buckets.zeros(name)
+        return self.moments[name]
+
+    def buffers(self) -> list[FlatBuffer]:
+        """The moments under their names in a checkpoint."""
+        return [
+            buffer for name, vectors in self.moments.items() for buffer in self.buckets.buffers(vectors, f"{name}.")
+        ]
+
     def current_rate(self) -> Tensor:
         """Scalar float32 learning rate of the current step."""
         index = ops.minimum(self.position, Tensor(self.last_rate, ms.int32))
         return ops.gather(self.learning_rates, index, 0)
 
     def update_all(self, update: Callable, moments: tuple, gradients: tuple, finite: Tensor) -> Tensor:
-        """Call `update` for each parameter and count the step; returns what `advance` does.
+        """Call `update` for each bucket, set the network's parameters, count the step; returns what `advance` does.
 
         Args:
-            update: called with rate factor, weight decay, parameter, its moments and its gradient.
-            moments: one tuple of Parameters per kind of moment.
+            update: called with rate factor, weight decay, weights, their moments and their gradient, all vectors.
+            moments: one tuple of vectors per kind of moment.
             gradients, finite: see the module.
         """
-        done = self.for_each(update, self.lr_factors, self.weight_decays, self.parameters_to_train, *moments, gradients)
-        return ops.depend(self.advance(finite), done)
+        updated = self.for_each(update, self.lr_factors, self.weight_decays, self.weights, *moments, gradients)
+        copied = self.buckets.copy_to_parameters(ops.depend(self.weights, updated))
+        return ops.depend(self.advance(finite), copied)
 
     def advance(self, finite: Tensor) -> Tensor:
         """Count the step; returns the steps done (int32), this one included if it was finite."""
@@ -119,7 +140,7 @@ class Optimizer(nn.Cell):
 class AdamW(Optimizer):
     """AdamW (Loshchilov and Hutter 2019) with bias correction, as in PyTorch, or on request without.
 
-    One fused kernel per parameter computes m, v and p -= lr' * (m / (sqrt(v) + eps') + wd' * p). With
+    One fused kernel per bucket computes m, v and p -= lr' * (m / (sqrt(v) + eps') + wd' * p). With
     c1 = 1 - beta1^t and c2 = sqrt(1 - beta2^t), setting lr' = lr * c2 / c1, eps' = eps * c2 and wd' = wd * c1 / c2
     makes that lr * (m / c1 / (sqrt(v) / c2 + eps) + wd * p). A skipped step has betas of 1 and a rate of 0.
 
@@ -142,8 +163,7 @@ class AdamW(Optimizer):
         self.log_betas = tuple(math.log(float(np.float32(beta))) if beta else -math.inf for beta in betas)
         self.eps = eps
         self.bias_correction = bias_correction
-        self.moments1 = parameters.clone(prefix="moment1", init="zeros")
-        self.moments2 = parameters.clone(prefix="moment2", init="zeros")
+        self.moments1, self.moments2 = self.new_moments("moment1"), self.new_moments("moment2")
 
     def construct(self, gradients: tuple, finite: Tensor) -> Tensor:
         active = finite.astype(ms.float32)
@@ -202,8 +222,7 @@ class Lamb(Optimizer):
         super().__init__(parameters, settings, learning_rates)
         self.beta1, self.beta2 = float(betas[0]), float(betas[1])
         self.eps = eps
-        self.moments1 = parameters.clone(prefix="moment1", init="zeros")
-        self.moments2 = parameters.clone(prefix="moment2", init="zeros")
+        self.moments1, self.moments2 = self.new_moments("moment1"), self.new_moments("moment2")
 
     def construct(self, gradients: tuple, finite: Tensor) -> Tensor:
         active = finite.astype(ms.float32)
@@ -212,42 +231,53 @@ class Lamb(Optimizer):
         correction1 = 1.0 - ops.pow(Tensor(self.beta1, ms.float32), t)
         correction2 = 1.0 - ops.pow(Tensor(self.beta2, ms.float32), t)
         rise1, rise2 = (1.0 - self.beta1) * active, (1.0 - self.beta2) * active
-        update = ops.partial(_lamb, rate, rise1, rise2, correction1, correction2, self.eps)
-        return self.update_all(update, (self.moments1, self.moments2), gradients, finite)
+        direct = ops.partial(_lamb_direction, rise1, rise2, correction1, correction2, self.eps)
+        directions = self.for_each(direct, self.weight_decays, self.weights, self.moments1, self.moments2, gradients)
+        return self.update_all(ops.partial(_lamb, rate), (), self.rescaled(directions), finite)
+
+    def rescaled(self, directions: tuple) -> tuple:
+        """Directions times the trust ratio of each tensor, in the buckets with weight decay."""
+        vectors: tuple[Tensor, ...] = ()
+        for bucket, sizes in enumerate(self.buckets.sizes):
+            vector = directions[bucket]
+            if self.weight_decays[bucket] > 0:
+                weights, rows = split_vector(self.weights[bucket], sizes), split_vector(vector, sizes)
+                vector = ops.concat(self.for_each(_times_trust_ratio, weights, rows), 0)
+            vectors += (vector,)
+        return vectors
 
 
-def _lamb(
-    rate: Tensor,
+def _lamb_direction(
     rise1: Tensor,
     rise2: Tensor,
     correction1: Tensor,
     correction2: Tensor,
     eps: float,
-    lr_factor: float,
     weight_decay: float,
-    parameter: Parameter,
+    weights: Parameter,
     moment1: Parameter,
     moment2: Parameter,
     gradient: Tensor,
 ) -> Tensor:
-    """One tensor's update; `rise1`, `rise2` are 1 - beta1 and 1 - beta2, or 0 to skip."""
+    """Moves the moments and returns AdamW's direction; `rise1`, `rise2` are 1 - beta1 and 1 - beta2, or 0 to skip."""
     ops.assign_add(moment1, (gradient - moment1) * rise1)
     ops.assign_add(moment2, (ops.square(gradient) - moment2) * rise2)
     direction = moment1 / correction1 / (ops.sqrt(moment2 / correction2) + eps)
-    trust = Tensor(1.0, ms.float32)
-    if weight_decay > 0:
-        direction = direction + weight_decay * parameter
-        trust = _trust_ratio(parameter, direction)
-    return ops.assign_sub(parameter, direction * (rate * lr_factor * trust))
+    return direction + weight_decay * weights
 
 
-def _trust_ratio(parameter: Tensor, direction: Tensor) -> Tensor:
-    """Norm of the weights over the norm of the direction, or 1 if either is zero."""
-    weight_norm = ops.sqrt(ops.square(parameter).sum())
+def _times_trust_ratio(weights: Tensor, direction: Tensor) -> Tensor:
+    """`direction` times the norm of the weights over its own norm; unchanged if either is zero."""
+    weight_norm = ops.sqrt(ops.square(weights).sum())
     direction_norm = ops.sqrt(ops.square(direction).sum())
     one = ops.ones_like(weight_norm)
     ratio = weight_norm / ops.select(direction_norm > 0, direction_norm, one)
-    return ops.select(ops.logical_and(weight_norm > 0, direction_norm > 0), ratio, one)
+    return direction * ops.select(ops.logical_and(weight_norm > 0, direction_norm > 0), ratio, one)
+
+
+def _lamb(rate: Tensor, lr_factor: float, weight_decay: float, weights: Parameter, direction: Tensor) -> Tensor:
+    """One bucket's update; `direction` has the weight decay in it."""
+    return ops.assign_sub(weights, direction * (rate * lr_factor))
 
 
 class Momentum(Optimizer):
@@ -262,7 +292,7 @@ class Momentum(Optimizer):
     ) -> None:
         super().__init__(parameters, settings, learning_rates)
         self.momentum = momentum
-        self.moments1 = parameters.clone(prefix="moment1", init="zeros")
+        self.moments1 = self.new_moments("moment1")
 
     def construct(self, gradients: tuple, finite: Tensor) -> Tensor:
         active = finite.astype(ms.float32)
@@ -280,7 +310,7 @@ def _momentum(
     moment1: Parameter,
     gradient: Tensor,
 ) -> Tensor:
-    """One tensor's update; `decay` is 1 - momentum, or 0 to skip."""
+    """One bucket's update; `decay` is 1 - momentum, or 0 to skip."""
     ops.assign_add(moment1, gradient - moment1 * decay)
     return ops.assign_sub(parameter, (moment1 + weight_decay * parameter) * (rate * lr_factor))
 

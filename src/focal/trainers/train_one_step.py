@@ -1,7 +1,7 @@
 """The training step: one Cell, compiled once, in this order and no other:
 
-    forward, loss * scale -> gradients -> (/ scale, accumulate) -> all-reduce, once -> finite? agreed over ranks
-    -> / scale, mean, clip by global norm -> optimizer -> EMA of the weights -> loss scale
+    forward, loss * scale -> gradients, into buckets -> (/ scale, accumulate) -> all-reduce, once
+    -> finite? agreed over ranks -> / scale, mean, clip by global norm -> optimizer -> EMA of the weights -> loss scale
 
 One over the scale, the means over micro-batches and ranks, and the clipping are scalar factors. They are multiplied
 with each other first, so that the gradients are multiplied once.
@@ -17,11 +17,11 @@ from typing import NamedTuple, Optional
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from focal.checkpoint.resume import TrainState
+from focal.checkpoint.train_state import TrainState
 from focal.config.schema import StepConfig
 from focal.distributed.device import Device
+from focal.trainers.buckets import BUCKETS
 from focal.trainers.ema import Ema
-from focal.trainers.gradient_buckets import gradient_all_reduces
 from focal.trainers.gradients import (
     Accumulator,
     OverflowCheck,
@@ -29,7 +29,6 @@ from focal.trainers.gradients import (
     clip_factor,
     global_norm,
     scale_or_zero,
-    to_float32,
 )
 from focal.trainers.loss_scale import LossScale
 from focal.trainers.losses import NetworkWithLoss
@@ -86,19 +85,17 @@ class TrainOneStep(nn.Cell):
         self.network = network
         self.network_with_loss = NetworkWithLoss(network, loss)
         self.optimizer = optimizer
-        weights = optimizer.parameters_to_train
+        self.buckets = optimizer.buckets
         self.loss_scale = LossScale(step.loss_scale, step.is_dynamic_loss_scale, step.scale_window)
         self.overflow_check = OverflowCheck()
         self.micro_batches = step.accumulation_step
-        self.accumulator = Accumulator(weights, step.accumulation_step) if step.accumulation_step > 1 else None
-        self.ema = Ema(weights, step.ema_decay, step.ema_warmup) if step.enable_ema else None
+        self.accumulator = Accumulator(self.buckets, step.accumulation_step) if step.accumulation_step > 1 else None
+        self.ema = Ema(self.buckets, step.ema_decay, step.ema_warmup) if step.enable_ema else None
         self.clip_limit = step.clip_global_norm_value if step.use_global_norm else None
         self.world_size = device.world_size
         self.all_reduce_sum = ops.AllReduce(ops.ReduceOp.SUM) if device.world_size > 1 else None
-        sizes = [4 * weight.size for weight in weights]
-        self.reduce_gradient = gradient_all_reduces(sizes) if device.world_size > 1 else ()
         self.random_counter = _start_random_counter(network, device.rank)
-        self.value_and_grad = ops.value_and_grad(self.scaled_loss, None, weights, has_aux=True)
+        self.value_and_grad = ops.value_and_grad(self.scaled_loss, None, self.buckets.parameters, has_aux=True)
         self.set_train()
 
     def state(self) -> TrainState:
@@ -107,13 +104,16 @@ class TrainOneStep(nn.Cell):
         Not the learning rates, which the configuration determines, and not the accumulators, which are empty between
         steps.
         """
-        parameters = [
-            parameter
-            for parameter in self.get_parameters()
-            if parameter is not self.optimizer.learning_rates and not parameter.name.startswith("accumulated")
-        ]
-        averages = [] if self.ema is None else list(zip(self.ema.averages, self.ema.parameters_to_average))
-        return TrainState(self.network, parameters, averages, self.optimizer.position, self.random_counter)
+        others = (BUCKETS, "accumulated", self.optimizer.learning_rates.name)
+        parameters = [parameter for parameter in self.get_parameters() if not parameter.name.startswith(others)]
+        return TrainState(
+            self.network,
+            parameters,
+            buffers=self.optimizer.buffers() + ([] if self.ema is None else self.ema.buffers()),
+            trained=self.buckets.buffers(self.optimizer.weights),
+            position=self.optimizer.position,
+            random_counter=self.random_counter,
+        )
 
     def construct(self, images: Tensor, targets: Tensor, drop_path: Optional[Tensor] = None) -> Tensor:
         """Train on one micro-batch.
@@ -129,7 +129,7 @@ class TrainOneStep(nn.Cell):
         images = self.overflow_check.start(images)
         (_, loss), gradients = self.value_and_grad(images, targets, drop_path)
         overflow = self.overflow_check.read(gradients)
-        gradients, unscaling = to_float32(gradients), 1.0 / self.loss_scale.value
+        gradients, unscaling = self.buckets(gradients), 1.0 / self.loss_scale.value
         if self.random_counter is not None:
             ops.assign_add(self.random_counter, Tensor(self.world_size, ms.int32))
         if self.accumulator is None:
@@ -157,7 +157,7 @@ class TrainOneStep(nn.Cell):
         scale = self.loss_scale.value + 0.0
         updates = self.optimizer(gradients, finite)
         if self.ema is not None:
-            self.ema(finite, updates)
+            self.ema(self.optimizer.weights, finite, updates)
         in_a_row = self.loss_scale(finite)
         nonfinite = 1.0 - finite.astype(ms.float32)
         updated = Tensor(1.0, ms.float32)
@@ -167,7 +167,7 @@ class TrainOneStep(nn.Cell):
         """Sum over ranks; the only place where gradients cross devices."""
         if self.all_reduce_sum is None:
             return gradients
-        return tuple([self.reduce_gradient[i](gradients[i]) for i in range(len(gradients))])
+        return tuple([self.all_reduce_sum(gradient) for gradient in gradients])
 
     def agree_finite(self, norm: Tensor, loss: Tensor, overflow: Tensor) -> tuple:
         """Whether all was finite on every rank (scalar bool, the same everywhere), and the mean loss over ranks."""

@@ -14,8 +14,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from focal.checkpoint.resume import Progress, collect_tensors, make_meta, weights_only
+from focal.checkpoint.resume import Progress, make_meta
 from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
+from focal.checkpoint.train_state import collect_tensors, weights_only
 from focal.config import Config, ConfigError
 from focal.data import EvalData, TrainData, blank_batch
 from focal.distributed.collectives import all_reduce_sum

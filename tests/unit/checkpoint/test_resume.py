@@ -9,7 +9,8 @@ import pytest
 from mindspore import Tensor
 
 from focal.checkpoint.files import read_checkpoint, write_checkpoint
-from focal.checkpoint.resume import Progress, changed_settings, collect_tensors, make_meta, restore, weights_only
+from focal.checkpoint.resume import Progress, changed_settings, make_meta, restore
+from focal.checkpoint.train_state import collect_tensors, weights_only
 from focal.config import ConfigError
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 
 from focal.config import load_config
 from focal.distributed import device as device_module
-from focal.distributed.device import communication_timeouts, fuse_all_reduces, setup_device
+from focal.distributed.device import communication_timeouts, setup_device
 from focal.distributed.progress_watch import FIRST_STEP_TIMEOUT
 from focal.errors import UserError
 
@@ -118,30 +117,6 @@ def test_the_chip_decides_what_operators_may_compute_in(monkeypatch: pytest.Monk
     monkeypatch.setattr(chip, "ascend_chip", lambda: "ascend910")
     device_module._set_precision()
     assert calls == {"precision_mode": "allow_fp32_to_fp16"}
-
-
-def test_fusion_of_all_reduces_is_switched_on() -> None:
-    from mindspore.parallel._auto_parallel_context import auto_parallel_context
-
-    context = auto_parallel_context()
-    before = context.get_enable_all_reduce_fusion()
-    try:
-        context.set_enable_all_reduce_fusion(False)
-        fuse_all_reduces()
-        assert context.get_enable_all_reduce_fusion()
-    finally:
-        context.set_enable_all_reduce_fusion(before)
-
-
-def test_a_mindspore_without_that_switch_gets_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from mindspore.parallel import _auto_parallel_context
-
-    monkeypatch.setattr(_auto_parallel_context, "auto_parallel_context", object)
-    logging.getLogger("focal").propagate = True
-    fuse_all_reduces()
-    assert "cannot fuse all-reduces" in caplog.text
 
 
 def test_a_failed_rank_that_cannot_end_is_ended() -> None:

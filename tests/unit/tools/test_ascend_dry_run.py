@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from focal.trainers.gradient_buckets import BUCKET_BYTES
 
 from focal.config import load_config
 from focal.errors import UserError
-from focal.trainers.gradient_buckets import BUCKET_BYTES
 from tools.ascend_dry_run import rules, stubs
 from tools.ascend_dry_run.cases import TRAIN, Case, matrix
 from tools.ascend_dry_run.report import as_dict, as_matrix, as_text
@@ -85,7 +85,10 @@ def test_a_sound_outcome_breaks_no_rule():
         (DryRun(fallback_to_cpu=("Default/LSTM-op0",)), "no fallback to the host's CPU: Default/LSTM-op0 falls back"),
         (DryRun({"RightShift": Primitive(1, "aclnn")}), "no AI CPU operators: RightShift (1 times)"),
         (DryRun({"New": Primitive(2, "aicpu")}), "no AI CPU operators: New (2 times)"),
-        (DryRun(all_reduces=(AllReduce(1, 8),) * 3), "all-reduces fused: 3 all-reduces for 3 tensors, which fill 1"),
+        (
+            DryRun(all_reduces=(AllReduce(1, 8),) * 4),
+            "all-reduces fused: 4 all-reduces of 32 bytes, which fill at most 2",
+        ),
         (DryRun({"New": Primitive(2, "acl+aclnn")}), "acl kernels listed: New (2 times) takes an acl kernel"),
     ],
 )
@@ -102,7 +105,8 @@ def test_one_kernel_more_than_the_limit_is_a_violation():
 def test_large_gradients_may_fill_several_messages():
     full, rest = AllReduce(40, BUCKET_BYTES + 1), AllReduce(9, 100)
     assert rules.unfused_all_reduces(DryRun(all_reduces=(full, rest, AllReduce(1, 8)))) == []
-    assert len(rules.unfused_all_reduces(DryRun(all_reduces=(full, rest, rest, AllReduce(1, 8))))) == 1
+    assert rules.unfused_all_reduces(DryRun(all_reduces=(full, rest, rest, AllReduce(1, 8)))) == []
+    assert len(rules.unfused_all_reduces(DryRun(all_reduces=(full, rest, rest, rest, AllReduce(1, 8))))) == 1
 
 
 def test_a_compilation_for_ge_must_end_at_ge_and_nowhere_else():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from focal.checkpoint.files import write_checkpoint
-from focal.checkpoint.resume import Progress, collect_tensors, make_meta
+from focal.checkpoint.resume import Progress, make_meta
+from focal.checkpoint.train_state import collect_tensors
 from focal.config import ConfigError
 from focal.distributed.device import Device
 from focal.trainers.setup import resume_state

@@ -64,8 +64,10 @@ def test_the_whole_step_is_that_of_numpy(make_step, batch, numpy_gradients):
         assert outputs["lr"] == pytest.approx(RATE)
     for ours, reference in zip(weights_of(step), weights):
         assert np.abs(ours - reference).max() < 1e-4
-    for ours, reference in zip(step.ema.averages, averages):
-        assert np.abs(ours.asnumpy() - reference).max() < 1e-4
+    names = [parameter.name for parameter in step.optimizer.parameters_to_train]
+    for average in step.ema.averages:
+        reference = averages[names.index(average.name[len("ema.") :])]
+        assert np.abs(average.asnumpy() - reference).max() < 1e-4
 
 
 def test_loss_scale_on_and_off_give_the_same_weights(make_step, batch):
@@ -141,7 +143,6 @@ class OtherRank(nn.Cell):
 def pretend_other_rank(step, flag):
     """Have the step talk to an `OtherRank` instead of a process group."""
     step.all_reduce_sum = OtherRank(flag)
-    step.reduce_gradient = nn.CellList([OtherRank(flag) for _ in step.reduce_gradient])
 
 
 @pytest.mark.parametrize("flag", [0.0, 1.0])
@@ -175,7 +176,7 @@ def test_the_random_counter_starts_at_the_rank_and_advances_by_the_world_size(ma
 
 def test_clipping_and_ema_can_be_switched_off(make_step, batch):
     step = make_step(use_global_norm=False, enable_ema=False, clip_global_norm_value=1e-3)
-    assert step.ema is None and not any(p.name.startswith("ema.") for p in step.get_parameters())
+    assert step.ema is None and not any(name.startswith("ema.") for name in step.state().shapes())
     clipped = make_step(clip_global_norm_value=1e-3, optimizer="momentum")
     free = make_step(use_global_norm=False, clip_global_norm_value=1e-3, optimizer="momentum")
     before = weights_of(clipped)
@@ -204,6 +205,8 @@ def test_the_step_is_compiled_once(make_step, batch, accumulation):
 def test_state_names_are_unique_and_plain(make_step):
     names = [parameter.name for parameter in make_step(with_counter=True).get_parameters()]
     assert len(names) == len(set(names))
-    assert {f"{prefix}first.weight" for prefix in ("", "ema.", "moment1.", "moment2.")} <= set(names)
+    assert {f"{prefix}first.weight" for prefix in ("", "ema.", "moment1.", "moment2.")} <= set(
+        make_step().state().shapes()
+    )
     assert {"loss_scale.value", "loss_scale.good_steps", "random_counter", "optimizer.step"} <= set(names)
     assert all(parameter.dtype in (ms.float32, ms.int32) for parameter in make_step().get_parameters())
