@@ -1,4 +1,4 @@
-"""What `setup_device` sets: target, precision, time limits and fusion; and the end of a failed process."""
+"""What `setup_device` sets: target, precision and time limits; and the end of a failed process."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from focal.trainers.gradient_buckets import BUCKET_BYTES
+from focal.trainers.buckets import BUCKET_BYTES
 
 from focal.config import load_config
 from focal.errors import UserError
