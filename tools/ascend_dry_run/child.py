@@ -89,9 +89,10 @@ def compile_case(case: Case, result: dict[str, Any]) -> None:
 def main() -> None:
     case_file, result_file = map(Path, sys.argv[1:])
     start = time.time()
-    result: dict[str, Any] = {"error": ""}
+    case = Case(**json.loads(case_file.read_text(encoding="utf-8")))
+    result: dict[str, Any] = {"error": "", "soc": case.soc}
     try:
-        compile_case(Case(**json.loads(case_file.read_text(encoding="utf-8"))), result)
+        compile_case(case, result)
     except UserError as error:
         result["error"] = str(error)
     except Exception as error:  # whatever the compiler says is the result

@@ -15,10 +15,11 @@ from focal.errors import UserError
 from tools.graph_report.dump import GraphRequest, dump_graphs
 
 MATRIX = ("MatMul", "BatchMatMul", "MatMulExt", "BatchMatMulExt", "Dense")
-CONVOLUTION = ("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter")
-MOVEMENT = ("Gather", "Transpose", "Concat", "SplitWithSize", "Split", "StridedSlice", "StridedSliceGrad",
+CONVOLUTION = ("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter", "Conv2DExt", "ConvolutionGrad")
+GATHER = ("Gather", "IndexSelect")  # of whole rows
+MOVEMENT = (*GATHER, "Transpose", "Concat", "SplitWithSize", "Split", "StridedSlice", "StridedSliceGrad",
             "Tile", "SliceExt", "BroadcastTo", "Roll", "Pad", "PadV3", "UnsortedSegmentSum", "GatherD",
-            "GatherDGradV2")  # fmt: skip
+            "GatherDGradV2", "InplaceIndexAddExt", "Zeros")  # fmt: skip
 REDUCTION = ("LayerNorm", "LayerNormGrad", "GroupNorm", "GroupNormGrad", "Softmax", "SoftmaxBackward", "SoftmaxGrad",
              "LogSoftmax", "LogSoftmaxGrad", "ReduceSum", "ReduceMean", "SumExt", "MeanExt", "ReduceMax", "BiasAddGrad",
              "SparseSoftmaxCrossEntropyWithLogits", "LayerNormExt", "LayerNormGradExt")  # fmt: skip
@@ -112,7 +113,7 @@ def _operator(result: str, name: str, arguments: str, types: str) -> Operator:
     operations = _operations(name, arguments, [shape for _, shape in inputs], [shape for _, shape in outputs])
     written = sum(_size(tensor) for tensor in outputs)
     read = sum(_size(tensor) for tensor in inputs)
-    if name == "Gather":  # reads the rows that it takes, and their numbers
+    if name in GATHER:  # reads the rows that it takes, and their numbers
         read = written + (_size(inputs[1]) if len(inputs) > 1 else 0)
     if name in FREE:
         read = written = 0.0
@@ -151,12 +152,16 @@ def _operations(name: str, arguments: str, inputs: Sequence[tuple], outputs: Seq
         flags = re.findall(r"Bool\((\d)\)", arguments)
         transposed = bool(flags) and flags[0] == "1"
         return 2.0 * math.prod(outputs[0]) * inputs[0][-2 if transposed else -1]
-    if name == "Conv2D":  # weights (out, in / groups, height, width)
+    if name in ("Conv2D", "Conv2DExt"):  # weights (out, in / groups, height, width)
         return 2.0 * math.prod(outputs[0]) * math.prod(inputs[1][1:])
     if name == "Conv2DBackpropInput":
         return 2.0 * math.prod(inputs[0]) * math.prod(inputs[1][1:])
     if name == "Conv2DBackpropFilter":
         return 2.0 * math.prod(inputs[0]) * math.prod(outputs[0][1:])
+    if name == "ConvolutionGrad":  # of the input and of the weights, from the output's gradient
+        wanted = re.search(r"\(I64\((\d)\), I64\((\d)\), I64\(\d\)\)", arguments)
+        products = sum(map(int, wanted.groups())) if wanted else 2
+        return products * 2.0 * math.prod(inputs[0]) * math.prod(inputs[2][1:])
     return 0.0
 
 

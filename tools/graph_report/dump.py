@@ -134,7 +134,7 @@ def _compile(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
             sizes = [4 * sum(bucket) for bucket in cell.optimizer.buckets.sizes]
         else:
             cell = _inference(config, request["mode"])
-        if request["for_ascend"]:
+        if request["for_ascend"] and request["mode"] != "export":  # whose operations are those of no device
             take_ascend_forms(cell)
         path = compile_cell(cell, *inputs)
         results.append({"path": str(path), "arch": config.model.arch, "batch": config.data.batch_size, "sizes": sizes})
@@ -167,9 +167,11 @@ def _inference(config: Any, mode: str) -> Any:
 
 def take_ascend_forms(network: Any) -> None:
     """Let Cells that choose operations by the device choose those for an Ascend."""
+    from focal.models.ascend_forms import use_ascend_forms
     from focal.models.cpu_forms import use_cpu_forms
 
     use_cpu_forms(network, False)
+    use_ascend_forms(network, True)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from tools.graph_report.counts import MATRIX, Operator, parse_graph
+from tools.graph_report.counts import GATHER, MATRIX, Operator, parse_graph
 from tools.graph_report.dump import Graph
 from tools.graph_report.report import BACKWARD, Attribution, code_of
 
 TRANSPOSES_PER_BLOCK = 2
-_EXPANDED_GATHER = re.compile(r"GatherD|GatherNd|TakeAlong|GatherElements|IndexSelect|MaskedSelect")
+_EXPANDED_GATHER = re.compile(r"GatherD|GatherNd|TakeAlong|GatherElements|MaskedSelect")
 _SCATTER = re.compile(r"Scatter|SegmentSum|IndexAdd|IndexPut|GatherDGrad|EmbeddingDenseBackward")
 _SLICE = re.compile(r"StridedSlice")
 _TRANSPOSE = re.compile(r"Transpose|Permute")
@@ -58,7 +58,7 @@ def expanded_gathers(graph: CheckedGraph) -> list[str]:
     """Gathers by an index with an entry for each number of the result, not for each row."""
     found = []
     for operator in graph.operators:
-        index = operator.tensors_in[1][1] if operator.name == "Gather" and len(operator.tensors_in) > 1 else ()
+        index = operator.tensors_in[1][1] if operator.name in GATHER and len(operator.tensors_in) > 1 else ()
         if _EXPANDED_GATHER.search(operator.name) or len(index) > 1:
             found.append(graph.describe(operator))
     return found

@@ -8,8 +8,8 @@ from typing import Union
 from mindspore import Tensor, nn
 
 from focal.config import Config
+from focal.models.ascend_forms import LayerNorm
 from focal.models.focal_transformer import FocalTransformer, create_model
-from focal.models.layers import LayerNorm
 
 
 class FocalBackbone(nn.Cell):

@@ -14,10 +14,10 @@ import math
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-from mindspore.ops.auto_generate import SoftmaxBackward, UniformExt
+from mindspore.ops.auto_generate import SoftmaxBackward, SumExt, UniformExt
 
 _MATMUL = ops.MatMul()  # the function ops.matmul unfolds into a dozen nodes for the compiler
-_REDUCE_SUM = ops.ReduceSum(keep_dims=True)
+_SUM = SumExt()  # the function ops.sum unfolds as well
 
 
 class CpuForm(nn.Cell):
@@ -55,7 +55,7 @@ class AddToSamples(CpuForm):
             ones = ops.ones((1, gradient.shape[0]), gradient.dtype)
             summed = _MATMUL(ones, gradient.reshape((gradient.shape[0], -1)))
             return summed.reshape((1,) + gradient.shape[1:])
-        return _REDUCE_SUM(gradient, 0)
+        return _SUM(gradient, (0,), True, None)
 
 
 class ScaleSamples(CpuForm):

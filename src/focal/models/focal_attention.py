@@ -33,6 +33,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from focal.models.ascend_forms import TakeRows
 from focal.models.cpu_forms import AddToSamples, SoftmaxGradient
 from focal.models.focal_keys import KeyTable, closest_keys, num_surrounding, topk_closest_indices, window_keys
 from focal.models.layers import Dropout, dense
@@ -75,6 +76,7 @@ class FocalAttention(nn.Cell):
         scale = stage.model.qk_scale or (channels // self.heads) ** -0.5
         self.windowed_products = WindowedProducts(scale, tables.split_heads, attn_drop)
         self.constant_bias: Optional[Tensor] = None
+        self.take_rows = TakeRows(1)
         self.use_tables(tables)
 
     def use_tables(self, tables: AttentionTables) -> None:
@@ -85,7 +87,7 @@ class FocalAttention(nn.Cell):
     def gather_bias(self) -> Tensor:
         """The bias of every pair of query and key, (1, h * G, Q, K) float32."""
         groups, queries, keys = self.table_shape
-        columns = ops.gather(self.position_bias(), self.bias_index, 1)  # (h, G * Q * K)
+        columns = self.take_rows(self.position_bias(), self.bias_index)  # (h, G * Q * K)
         return columns.reshape((1, self.heads * groups, queries, keys))
 
     def construct(self, tokens: Tensor) -> Tensor:
@@ -242,6 +244,7 @@ class SplitHeads(nn.Cell):
     ) -> None:
         super().__init__()
         self.heads, self.groups, self.num_tokens = heads, len(queries), int(sum(tokens))
+        self.take_rows = TakeRows(1)
         head = np.arange(heads)[:, None, None]
         tables, sums = [], []
         for kind, chosen in enumerate((queries, keys, keys)):
@@ -257,9 +260,9 @@ class SplitHeads(nn.Cell):
         depth = width // (3 * self.heads)
         rows = qkv.reshape((batch, self.num_tokens * 3 * self.heads, depth))  # (B, T * 3 * h, d)
         shape = (batch, self.heads * self.groups, -1, depth)
-        queries = ops.gather(rows, self.tables[0], 1).reshape(shape)  # (B, h * G, Q, d)
-        keys = ops.gather(rows, self.tables[1], 1).reshape(shape)  # (B, h * G, K, d)
-        values = ops.gather(rows, self.tables[2], 1).reshape(shape)  # (B, h * G, K, d)
+        queries = self.take_rows(rows, self.tables[0]).reshape(shape)  # (B, h * G, Q, d)
+        keys = self.take_rows(rows, self.tables[1]).reshape(shape)  # (B, h * G, K, d)
+        values = self.take_rows(rows, self.tables[2]).reshape(shape)  # (B, h * G, K, d)
         return queries, keys, values
 
     def gradient(self, dqueries: Tensor, dkeys: Tensor, dvalues: Tensor) -> Tensor:
@@ -300,11 +303,12 @@ class GatherRows(nn.Cell):
     def __init__(self, table: np.ndarray, num_rows: int) -> None:
         super().__init__()
         table = table.reshape(-1)
+        self.take_rows = TakeRows(1)
         self.table = index_tensor(table.clip(0))
         self.sum_uses = SumUses(table, num_rows, skip=table < 0)
 
     def construct(self, rows: Tensor) -> Tensor:
-        return ops.gather(rows, self.table, 1)
+        return self.take_rows(rows, self.table)
 
     def bprop(self, rows: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
         return (self.sum_uses(dout),)
@@ -324,6 +328,7 @@ class SumUses(nn.Cell):
     ) -> None:
         super().__init__()
         inverse = places_using_rows(table, num_rows, skip)
+        self.take_rows = TakeRows(1)
         self.has_gaps = False
         uses = []
         for part in np.split(inverse, np.cumsum(parts)[:-1].astype(int), axis=1):
@@ -339,13 +344,13 @@ class SumUses(nn.Cell):
             places = ops.concat((places, ops.zeros((batch, 1, depth), places.dtype)), 1)  # (B, L + 1, d)
         sums: tuple[Tensor, ...] = ()
         for most, tables in self.uses:
-            total = ops.gather(places, tables[0], 1)
+            total = self.take_rows(places, tables[0])
             if len(tables) == 1 and most > 1:
                 ones = ops.ones((batch, 1, most), places.dtype)
                 total = ops.bmm(ones, total.reshape((batch, most, -1))).reshape((batch, -1, depth))
             else:
                 for table in tables[1:]:
-                    total = total + ops.gather(places, table, 1)
+                    total = total + self.take_rows(places, table)
             sums += (total,)  # (B, rows of this part, d)
         return sums[0] if len(sums) == 1 else ops.concat(sums, 1)  # (B, R, d)
 

@@ -15,9 +15,10 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops.auto_generate import SplitWithSize
 
 from focal.config.schema import Config, ModelConfig
+from focal.models.ascend_forms import Dense, LayerNorm, TokenMean
 from focal.models.focal_attention import AttentionBuilder, GatherRows
 from focal.models.initialization import initialize
-from focal.models.layers import RANDOM_COUNTER, DropoutSource, DropPath, LayerNorm, Mlp, PatchEmbed, dense
+from focal.models.layers import RANDOM_COUNTER, DropoutSource, DropPath, Mlp, PatchEmbed
 from focal.models.stages import StageSettings, check_network
 from focal.models.window_pooling import WindowPooling
 
@@ -191,8 +192,8 @@ class FocalTransformer(nn.Cell):
         rates, self.layers = iter(model.drop_path_rates), nn.CellList()
         for stage, following in zip(stages, [*stages[1:], None]):
             self.layers.append(FocalStage(stage, following, [next(rates) for _ in range(stage.depth)], dropouts))
-        self.norm = LayerNorm(last.channels)
-        self.head: Optional[nn.Dense] = dense(last.channels, model.num_classes) if model.num_classes else None
+        self.norm, self.token_mean = LayerNorm(last.channels), TokenMean()
+        self.head: Optional[Dense] = Dense(last.channels, model.num_classes) if model.num_classes else None
         self.depths = model.depths
         self.has_drop_path = model.drop_path_rate > 0
         self.keep_rates = Tensor(1 - np.repeat(model.drop_path_rates, 2)[:, None], ms.float32)  # (2 * blocks, 1)
@@ -252,7 +253,7 @@ class FocalTransformer(nn.Cell):
                 focal.data.transforms.drop_path draws them. None: drawn on the device, which no resume can repeat.
         """
         x = self.forward_stages(images, drop_path)[-1]
-        x = self.norm(x).mean(1)  # (B, C)
+        x = self.token_mean(self.norm(x))  # (B, C)
         return x if self.head is None else self.head(x)
 
 

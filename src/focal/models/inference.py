@@ -5,6 +5,7 @@ from __future__ import annotations
 from mindspore import Tensor, nn
 
 from focal.config.schema import StepConfig
+from focal.models.ascend_forms import use_ascend_forms
 from focal.models.cpu_forms import use_cpu_forms
 from focal.models.focal_attention import FocalAttention
 from focal.models.precision import apply_precision
@@ -28,7 +29,8 @@ def prepare_for_evaluation(network: nn.Cell, step: StepConfig) -> None:
 
 
 def prepare_for_export(network: nn.Cell) -> None:
-    """Evaluation mode, folded bias, and without the CPU's forms, because other runtimes fuse the plain operations."""
+    """Evaluation mode, folded bias, and the plain operations of no device, which other runtimes know and fuse."""
     network.set_train(False)
     fold_position_bias(network)
     use_cpu_forms(network, False)
+    use_ascend_forms(network, False)

@@ -11,33 +11,35 @@ from typing import Optional
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops.auto_generate import GeluExt
 
 from focal.config.schema import ModelConfig
+from focal.models.ascend_forms import AscendForm, Conv2d, Dense, LayerNorm, has_newer_kernels
 from focal.models.cpu_forms import NormalCdf, ScaleSamples, UniformNumbers
 
 RANDOM_COUNTER = "random_counter"  # parameter of a network in training: the position in the sequence of random masks
 
 
-class LayerNorm(nn.LayerNorm):
-    """nn.LayerNorm over the channels with PyTorch's epsilon."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__((channels,), epsilon=1e-5)
+def dense(in_channels: int, out_channels: int, has_bias: bool = True) -> Dense:
+    """A dense layer; initialization.py sets all values."""
+    return Dense(in_channels, out_channels, has_bias)
 
 
-def dense(in_channels: int, out_channels: int, has_bias: bool = True) -> nn.Dense:
-    """nn.Dense without MindSpore's random initialisation: initialization.py sets all values."""
-    return nn.Dense(in_channels, out_channels, weight_init="zeros", bias_init="zeros", has_bias=has_bias)
+class GELU(nn.Cell, AscendForm):
+    """x * Phi(x), the exact form (Hendrycks and Gimpel 2016), not the tanh approximation.
 
-
-class GELU(nn.Cell):
-    """x * Phi(x), the exact form (Hendrycks and Gimpel 2016), not the tanh approximation."""
+    On an Ascend, CANN's own kernels (aclnnGelu and its gradient, which take no approximation either).
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.for_ascend = has_newer_kernels()
         self.gelu_and_slope = GeluAndSlope()
+        self.gelu = GeluExt()
 
     def construct(self, x: Tensor) -> Tensor:
+        if self.for_ascend:
+            return self.gelu(x, "none")
         return self.gelu_and_slope(x)[0]
 
 
@@ -127,9 +129,9 @@ class Mlp(nn.Cell):
 
     def __init__(self, channels: int, hidden: int, drop1: Dropout, drop2: Dropout) -> None:
         super().__init__()
-        self.fc1 = dense(channels, hidden)
+        self.fc1 = Dense(channels, hidden)
         self.act = GELU()
-        self.fc2 = dense(hidden, channels)
+        self.fc2 = Dense(hidden, channels)
         self.drop1, self.drop2 = drop1, drop2
 
     def construct(self, x: Tensor) -> Tensor:
@@ -158,9 +160,7 @@ class PatchEmbed(nn.Cell):
         pre_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(
-            in_channels, channels, kernel, stride, "pad", padding, has_bias=True, weight_init="zeros", bias_init="zeros"
-        )
+        self.proj = Conv2d(in_channels, channels, kernel, stride, padding)
         self.pre_norm: Optional[nn.GroupNorm] = nn.GroupNorm(1, in_channels, eps=1e-5) if pre_norm else None
         self.norm: Optional[LayerNorm] = LayerNorm(channels) if norm else None
 

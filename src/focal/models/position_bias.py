@@ -12,8 +12,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from focal.models.ascend_forms import Dense
 from focal.models.focal_keys import MASK_VALUE
-from focal.models.layers import dense
 
 
 class TableBias(nn.Cell):
@@ -66,7 +66,7 @@ class CoordinateBias(nn.Cell):
     def __init__(self, heads: int, head_dim: int, coordinates: Sequence[np.ndarray]) -> None:
         super().__init__()
         self.coord2rpb_all = nn.CellList(
-            [nn.SequentialCell(dense(2, head_dim), nn.ReLU(), dense(head_dim, heads)) for _ in coordinates]
+            [nn.SequentialCell(Dense(2, head_dim), nn.ReLU(), Dense(head_dim, heads)) for _ in coordinates]
         )
         self.mask_column = Tensor(np.full((heads, 1), MASK_VALUE, np.float32))
         self.use_coordinates(coordinates)
