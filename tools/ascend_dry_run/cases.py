@@ -27,6 +27,8 @@ class Case:
         overrides: settings that replace those of `config`.
         build: "module:function" that takes the Config and the Device and returns a Cell and its inputs, compiled in
             the place of the product's. For tests that break a rule.
+        flash_gives_bias_gradient: what the comparison of flash with products is taken to have found, see
+            focal/models/attention_choice.py. On a card it probably finds otherwise.
     """
 
     config: Any
@@ -37,6 +39,7 @@ class Case:
     batch: int = 0
     overrides: dict[str, Any] = field(default_factory=dict)
     build: str = ""
+    flash_gives_bias_gradient: bool = False
 
 
 # As in the published recipes, which the small networks leave out.

@@ -22,7 +22,7 @@ from focal.data import blank_batch
 from focal.distributed.device import Device, setup_device
 from focal.errors import UserError
 from focal.evaluation import EvalStep
-from focal.models import create_model
+from focal.models import attention_choice, create_model
 from focal.models.inference import prepare_for_evaluation
 from focal.trainers.setup import build_network, build_train_step
 from tools.ascend_dry_run.cases import TRAIN, Case
@@ -32,7 +32,7 @@ STEPS_PER_EPOCH = 1000  # only the schedule's constants depend on it
 
 
 def stand_in_for_other_ranks() -> None:
-    """The one place where simulation cannot follow the product: a collective that runs outside a graph.
+    """A place where simulation cannot follow the product: a collective that runs outside a graph.
 
     MindSpore simulates rank 0 of RANK_SIZE without any other process, so such a collective returns nothing that means
     anything. The start-up asks one which ranks share a machine; the answer given here is: all.
@@ -41,6 +41,16 @@ def stand_in_for_other_ranks() -> None:
 
     assert callable(device._place_on_machine)  # the name that is replaced; else nothing would be
     device._place_on_machine = lambda rank, world_size: (rank, world_size)
+
+
+def stand_in_for_comparison(operator_gives_bias_gradient: bool) -> None:
+    """The other such place: the comparison of flash with products needs numbers, and simulation computes none.
+
+    The answer given here is: they agree, except perhaps in the gradient of the bias.
+    """
+    assert callable(attention_choice.judge)  # the name that is replaced; else nothing would be
+    verdict = attention_choice.Verdict("", operator_gives_bias_gradient)
+    attention_choice.judge = lambda attention, half, training: verdict
 
 
 def example_inputs(config: Config, what: str) -> tuple[ms.Tensor, ...]:
@@ -70,6 +80,7 @@ def compile_case(case: Case, result: dict[str, Any]) -> None:
     config = load_config(case.config, overrides)
     result.update(arch=config.model.arch, batch=config.data.batch_size)
     stand_in_for_other_ranks()
+    stand_in_for_comparison(case.flash_gives_bias_gradient)
     device = setup_device(config.run)
     ms.set_context(jit_config={"jit_level": "O0"})  # of what runs while the network is built: GE could not
     if case.build:

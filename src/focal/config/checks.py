@@ -12,6 +12,7 @@ def check_combinations(config: Config) -> None:
     _check_augment(config)
     _check_schedule(config)
     _check_run(config)
+    _check_flash_attention(config)
 
 
 def _check_model(config: Config) -> None:
@@ -81,3 +82,15 @@ def _check_run(config: Config) -> None:
         )
     if run.node_num > 1 and run.master_port == 0:
         raise ConfigError("master_port: 0 works on a single server only; with several, choose a port, e.g. 8118")
+
+
+def _check_flash_attention(config: Config) -> None:
+    if config.step.attention != "flash":
+        return
+    hint = "use auto, which takes products where flash cannot be had"
+    if config.run.device_target != "Ascend":
+        raise ConfigError(f"attention: flash requires device_target Ascend, not {config.run.device_target}; {hint}")
+    if config.step.amp_level == "O0":
+        raise ConfigError(f"attention: flash has no float32, which amp_level O0 asks for; {hint}, or O1")
+    if config.model.attn_drop_rate:
+        raise ConfigError(f"attention: flash has no attn_drop_rate, which is {config.model.attn_drop_rate}; {hint}")

@@ -253,6 +253,13 @@ class StepConfig:
         choices=("O0", "O1", "O2", "O3", "bf16"),
     )
     keep_bn_fp32: bool = key(True, "Keep normalisation layers in float32 even at O3.")
+    attention: str = key(
+        "auto",
+        "How attention is computed: by matrix products, by MindSpore's fused operator (flash: Atlas A2 and later, not "
+        "at O0), or by the operator wherever it agrees with the products (auto); see docs/training.md.",
+        choices=("auto", "products", "flash"),
+        may_change=True,
+    )
     loss_scale: float = key(
         1024.0, "Loss scale: its initial value if dynamic, else its fixed value.", low=1.0, high=2.0**32
     )

@@ -49,6 +49,11 @@ def operator_precision(chip: str) -> OperatorPrecision:
     return OperatorPrecision("must_keep_origin_dtype", has_hf32=True)
 
 
+def has_flash_attention() -> bool:
+    """Whether the device has MindSpore's fused attention: an Ascend of the generation A2 (910B) or later."""
+    return _on_ascend() and ascend_chip() not in _FLOAT16_CHIPS
+
+
 def saturates_on_overflow() -> bool:
     """Whether float16 overflow clamps to the largest number and raises a flag of the device, instead of giving inf.
 

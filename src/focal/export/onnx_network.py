@@ -16,8 +16,9 @@ import numpy as np
 from mindspore import nn
 
 from focal.export.onnx_graph import OnnxGraph, import_optional
-from focal.models.focal_attention import FocalAttention, GatherRows
+from focal.models.focal_attention import FocalAttention
 from focal.models.focal_transformer import FocalBlock, FocalStage, FocalTransformer
+from focal.models.gathers import GatherRows
 from focal.models.layers import PatchEmbed
 from focal.models.window_pooling import WindowPooling
 

@@ -169,15 +169,17 @@ class KeyTable:
         return (self.bias_index == self.hidden_column).all(axis=1)
 
     def share_keys(self) -> KeyTable:
-        """The same attention with one group of N queries if all windows see the same keys; else unchanged."""
+        """The same attention with one group of N queries, in stage order, if all windows see the same keys; else
+        unchanged."""
         groups, queries, keys = self.bias_index.shape
         if groups == 1 or not (self.keys == self.keys[:1]).all():
             return self
+        order = np.argsort(self.queries.reshape(-1))
         return dataclasses.replace(
             self,
-            queries=self.queries.reshape(1, groups * queries),
+            queries=self.queries.reshape(1, groups * queries)[:, order],
             keys=self.keys[:1],
-            bias_index=self.bias_index.reshape(1, groups * queries, keys),
+            bias_index=self.bias_index.reshape(1, groups * queries, keys)[:, order],
         )
 
 

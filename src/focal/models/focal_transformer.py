@@ -16,7 +16,8 @@ from mindspore.ops.auto_generate import SplitWithSize
 
 from focal.config.schema import Config, ModelConfig
 from focal.models.ascend_forms import Dense, LayerNorm, TokenMean
-from focal.models.focal_attention import AttentionBuilder, GatherRows
+from focal.models.focal_attention import AttentionBuilder
+from focal.models.gathers import GatherRows
 from focal.models.initialization import initialize
 from focal.models.layers import RANDOM_COUNTER, DropoutSource, DropPath, Mlp, PatchEmbed
 from focal.models.stages import StageSettings, check_network

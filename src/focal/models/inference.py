@@ -6,6 +6,7 @@ from mindspore import Tensor, nn
 
 from focal.config.schema import StepConfig
 from focal.models.ascend_forms import use_ascend_forms
+from focal.models.attention_choice import choose_attention
 from focal.models.cpu_forms import use_cpu_forms
 from focal.models.focal_attention import FocalAttention
 from focal.models.precision import apply_precision
@@ -22,10 +23,15 @@ def fold_position_bias(network: nn.Cell) -> None:
 
 
 def prepare_for_evaluation(network: nn.Cell, step: StepConfig) -> None:
-    """Evaluation mode, folded bias, and the precision of `amp_level`: the network that eval.py runs."""
+    """Evaluation mode, folded bias, precision and attention as configured: the network that eval.py runs.
+
+    Raises:
+        UserError: this device cannot do what `step` asks for.
+    """
     network.set_train(False)
     fold_position_bias(network)
     apply_precision(network, step.amp_level, step.keep_bn_fp32)
+    choose_attention(network, step, training=False)
 
 
 def prepare_for_export(network: nn.Cell) -> None:

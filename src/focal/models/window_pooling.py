@@ -10,8 +10,8 @@ from typing import Optional
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from focal.models.focal_attention import GatherRows
 from focal.models.focal_keys import StageMap, pooling_table
+from focal.models.gathers import GatherRows
 
 
 class WindowPooling(nn.Cell):

@@ -19,6 +19,7 @@ from focal.cloud.local import Storage
 from focal.config import Config, save_config
 from focal.distributed.device import Device
 from focal.models import create_model
+from focal.models.attention_choice import choose_attention
 from focal.models.precision import apply_precision
 from focal.trainers.losses import SoftTargetCrossEntropy
 from focal.trainers.lr_schedule import learning_rate_factor, learning_rates
@@ -31,7 +32,7 @@ logger = logging.getLogger("focal")
 
 
 def build_network(config: Config) -> nn.Cell:
-    """The network to train: initialised from the seed, with pretrained weights, frozen stages and precision."""
+    """The network to train: initialised from the seed, with pretrained weights, frozen stages, precision, attention."""
     ms.set_seed(config.run.seed)
     network = create_model(config)
     if config.run.pretrained is not None:
@@ -42,6 +43,7 @@ def build_network(config: Config) -> nn.Cell:
     if frozen:
         logger.info("frozen: stem and first %d stage(s), %d tensors", config.optim.freeze_stages, len(frozen))
     apply_precision(network, config.step.amp_level, config.step.keep_bn_fp32)
+    choose_attention(network, config.step, training=True)
     trained = trained_parameters(network)
     logger.info("%s: %.2f M parameters trained", config.model.arch, sum(p.size for p in trained) / 1e6)
     return network

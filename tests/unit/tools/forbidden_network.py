@@ -10,7 +10,7 @@ from mindspore import Tensor, nn, ops
 
 from focal.config import load_config
 from focal.distributed.device import Device, setup_device
-from focal.models.focal_attention import index_tensor
+from focal.models.gathers import index_tensor
 from focal.trainers.setup import build_network, build_train_step
 from tests.unit.tools.graph_settings import BATCH, NANO_V2
 from tools.graph_report.dump import compile_cell

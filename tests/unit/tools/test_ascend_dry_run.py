@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from focal.trainers.buckets import BUCKET_BYTES
 
 from focal.config import load_config
 from focal.errors import UserError
+from focal.trainers.buckets import BUCKET_BYTES
 from tools.ascend_dry_run import rules, stubs
 from tools.ascend_dry_run.cases import TRAIN, Case, matrix
 from tools.ascend_dry_run.report import as_dict, as_matrix, as_text
