@@ -50,12 +50,12 @@ class TakeRows(nn.Cell, AscendForm):
         super().__init__()
         self.for_ascend = has_newer_kernels()
         self.axis = axis
-        self.index_select = IndexSelect()
+        self.index_select, self.gather = IndexSelect(), ops.Gather()
 
     def construct(self, x: Tensor, index: Tensor) -> Tensor:
         if self.for_ascend:
             return self.index_select(x, self.axis, index)
-        return ops.gather(x, index, self.axis)
+        return self.gather(x, index, self.axis)
 
 
 class TokenMean(nn.Cell, AscendForm):
