@@ -18,10 +18,12 @@ from mindspore import Tensor, nn, ops
 
 FEW_USES = 8  # up to this many uses are added one by one; more are summed by a matrix product with ones
 
+_GATHER = ops.Gather()
+
 
 def take_rows(rows: Tensor, table: Tensor) -> Tensor:
     """rows (B, R, d), table (L,) int32 -> (B, L, d): the one place that chooses an operator for gathers."""
-    return ops.gather(rows, table, 1)
+    return _GATHER(rows, table, 1)
 
 
 class SplitHeads(nn.Cell):
