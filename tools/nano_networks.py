@@ -29,3 +29,5 @@ NANO_V2: dict[str, Any] = {
 }
 NANO_V1 = {**NANO_V2, "arch": "focal_nano", "use_conv_embed": False, "use_shift": True}
 NANO_V1.pop("focal_topK")
+# The fused attention takes heads of a multiple of 16 channels.
+FLASH_HEADS = {"embed_dim": 32}

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from tools.ascend_dry_run import rules
-from tools.ascend_dry_run.cases import ATLAS_910A, EVAL, TRAIN, VARIATIONS, Case, small_case
+from tools.ascend_dry_run.cases import ATLAS_910A, EVAL, FLASH, TRAIN, VARIATIONS, Case, small_case
 from tools.ascend_dry_run.result import DryRun
 from tools.ascend_dry_run.simulate import REPOSITORY, dry_runs
 from tools.ascend_dry_run.stubs import why_unavailable
@@ -37,7 +37,8 @@ CASES = {
     "version 1, train, O1, 910A": small_case(1, TRAIN, "O1", soc=ATLAS_910A),
     "version 1, eval, O3": small_case(1, EVAL, "O3"),
     "version 2, eval, O1": small_case(2, EVAL, "O1"),
-    "version 2, eval, bf16": small_case(2, EVAL, "bf16"),
+    "version 2, eval, bf16, flash": small_case(2, EVAL, "bf16", overrides=FLASH),
+    "version 1, train, O2, flash": small_case(1, TRAIN, "O2", overrides=FLASH),
 }
 GE_CASES = {"version 2, train, O1, 910A, GE": small_case(2, TRAIN, "O1", soc=ATLAS_910A, jit_level="O2")}
 # Each breaks a rule; controls.py says how.
@@ -59,7 +60,8 @@ MOST_KERNELS = {
     "version 1, train, O1, 910A": 1165,
     "version 1, eval, O3": 204,
     "version 2, eval, O1": 194,
-    "version 2, eval, bf16": 194,
+    "version 2, eval, bf16, flash": 179,
+    "version 1, train, O2, flash": 1175,
 }
 
 each_case = pytest.mark.parametrize("name", CASES)
@@ -101,6 +103,15 @@ def test_only_listed_primitives_take_acl_kernels(runs, name):
 @each_case
 def test_the_number_of_kernels_does_not_grow(runs, name):
     assert rules.too_many_kernels(runs[name], MOST_KERNELS[name]) == []
+
+
+def test_flash_attention_takes_aclnn_kernels_forward_and_backward(runs):
+    """One of each for every block, and no softmax but that which the gradient of the bias needs."""
+    train, evaluation = (runs[f"version {case}, flash"].primitives for case in ("1, train, O2", "2, eval, bf16"))
+    for primitive in ("FlashAttentionScore", "FlashAttentionScoreGrad", "Softmax"):
+        assert (train[primitive].count, train[primitive].kernel) == (3, "aclnn")
+    assert (evaluation["FlashAttentionScore"].count, evaluation["FlashAttentionScore"].kernel) == (3, "aclnn")
+    assert not {"Softmax", "FlashAttentionScoreGrad", "BatchMatMul"} & set(evaluation)
 
 
 @pytest.mark.parametrize("name", GE_CASES)

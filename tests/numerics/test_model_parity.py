@@ -6,7 +6,7 @@ import pytest
 from mindspore import ops
 
 from focal.checkpoint.official import learnable_parameters, load_official_state_dict, official_buffers
-from focal.models import create_model
+from focal.models import create_model, flash_attention
 from focal.models.macs import official_macs
 from tests.numerics.reference_cases import (
     LISTED,
@@ -18,6 +18,7 @@ from tests.numerics.reference_cases import (
     loaded_network,
     official_state,
 )
+from tests.unit.models.flash_stand_in import stand_in
 
 NANO = [name for name in WITH_FIGURES if name.startswith("nano")]
 MORE = [name for name in WITH_FIGURES if name.startswith(("v1_", "v2_"))]  # options that the nano cases leave out
@@ -48,8 +49,27 @@ def test_gradient_norms_in_graph_mode(name):
     check_gradient_norms(name)
 
 
-def check_gradient_norms(name):
-    network, images = loaded_network(name), ms.Tensor(case_input(name))
+@pytest.mark.parametrize("name", ["nano_v1_shift", "nano_v2_levels3", "v2_shift"])
+@pytest.mark.parametrize("operator_gives_bias_gradient", [True, False])
+def test_flash_attention_has_the_authors_figures(name, operator_gives_bias_gradient, monkeypatch, pynative_mode):
+    """With a stand-in of MindSpore's operator in float32: folding groups into heads and the gathers of whole tokens."""
+    for operator, maker in vars(stand_in()).items():
+        monkeypatch.setattr(flash_attention, operator, maker)
+
+    def flash_network():
+        network = loaded_network(name)
+        for stage in network.layers:
+            for block in stage.blocks:
+                block.attn.use_flash(operator_gives_bias_gradient)
+        return network
+
+    logits = flash_network()(ms.Tensor(case_input(name))).asnumpy()
+    np.testing.assert_allclose(logits, figures(name)["logits"], atol=1e-4, rtol=0)
+    check_gradient_norms(name, flash_network())
+
+
+def check_gradient_norms(name, network=None):
+    network, images = network or loaded_network(name), ms.Tensor(case_input(name))
     expected = figures(name)
     parameters = network.trainable_params()
 

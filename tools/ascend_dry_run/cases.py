@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from tools.nano_networks import NANO_V1, NANO_V2
+from tools.nano_networks import FLASH_HEADS, NANO_V1, NANO_V2
 
 TRAIN, EVAL = "train", "eval"
 ATLAS_A2, ATLAS_910A = "Ascend910B1", "Ascend910A"
@@ -51,6 +51,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "lamb": {"optimizer": "lamb"},
     "layer scale, dropout": {"use_layerscale": True, "drop_rate": 0.1, "attn_drop_rate": 0.1},
 }
+PRODUCTS, FLASH = ({**FLASH_HEADS, "attention": attention} for attention in ("products", "flash"))
 
 
 def small_case(version: int, what: str, amp_level: str, **changes: Any) -> Case:
@@ -82,6 +83,15 @@ def matrix() -> dict[str, Case]:
             cases[f"{name}, train, O1, {variation}"] = small_case(version, TRAIN, "O1", overrides=overrides)
         cases[f"{name}, train, O3 with float16 norms"] = small_case(
             version, TRAIN, "O3", overrides={"keep_bn_fp32": False}
+        )
+        for what in (TRAIN, EVAL):
+            cases[f"{name}, {what}, O1, products"] = small_case(version, what, "O1", overrides=PRODUCTS)
+            cases[f"{name}, {what}, O1, flash"] = small_case(version, what, "O1", overrides=FLASH)
+        cases[f"{name}, train, O1, flash with its gradient of the bias"] = small_case(
+            version, TRAIN, "O1", overrides=FLASH, flash_gives_bias_gradient=True
+        )
+        cases[f"{name}, train, bf16, flash, graph kernels"] = small_case(
+            version, TRAIN, "bf16", jit_level="O1", overrides=FLASH
         )
         cases[f"{name}, train, O1, 8 ranks"] = small_case(version, TRAIN, "O1", ranks=8)
         cases[f"{name}, train, O1, 8 ranks, accumulation"] = small_case(

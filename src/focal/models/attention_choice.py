@@ -180,6 +180,7 @@ class MergedProducts(nn.Cell):
 
 def _outputs(cell: nn.Cell, qkv: Tensor, bias: Tensor, weight: Tensor, training: bool) -> list[np.ndarray]:
     """Output of `cell`, and the gradients of sum(output * weight) in the order of `GRADIENTS`, float64."""
+    cell.set_train(training)
     if not training:
         return [_as_numpy(cell(qkv, bias)[0])]
 
