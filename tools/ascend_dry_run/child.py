@@ -23,6 +23,7 @@ from focal.distributed.device import Device, setup_device
 from focal.errors import UserError
 from focal.evaluation import EvalStep
 from focal.models import attention_choice, create_model
+from focal.models.ascend_forms import use_ascend_forms
 from focal.models.inference import prepare_for_evaluation
 from focal.trainers.setup import build_network, build_train_step
 from tools.ascend_dry_run.cases import TRAIN, Case
@@ -88,6 +89,8 @@ def compile_case(case: Case, result: dict[str, Any]) -> None:
         cell, inputs = getattr(importlib.import_module(module), function)(config, device)
     else:
         cell, inputs = build(config, case.what, device), example_inputs(config, case.what)
+    if case.jit_level == "O2":
+        use_ascend_forms(cell, False)  # in a job, the level is known before anything is built, and decides these forms
     ms.set_context(jit_config={"jit_level": case.jit_level})
     sys.stderr.flush()
     os.write(2, f"\n{COMPILING}\n".encode())  # MindSpore's log is written there as well, unbuffered

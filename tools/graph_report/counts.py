@@ -150,7 +150,7 @@ def _operations(name: str, arguments: str, inputs: Sequence[tuple], outputs: Seq
     """Floating-point operations of a matrix product or convolution: 2 x numbers out x terms of each."""
     if name in MATRIX:
         flags = re.findall(r"Bool\((\d)\)", arguments)
-        transposed = bool(flags) and flags[0] == "1"
+        transposed = name in ("MatMul", "BatchMatMul") and bool(flags) and flags[0] == "1"  # the others have no flag
         return 2.0 * math.prod(outputs[0]) * inputs[0][-2 if transposed else -1]
     if name in ("Conv2D", "Conv2DExt"):  # weights (out, in / groups, height, width)
         return 2.0 * math.prod(outputs[0]) * math.prod(inputs[1][1:])

@@ -28,8 +28,10 @@ class AscendForm:
 
 
 def has_newer_kernels() -> bool:
-    """Whether the current device is an Ascend that runs kernel by kernel unless told otherwise: not a 910A."""
-    return ms.get_context("device_target") == "Ascend" and ascend_chip() != "ascend910"
+    """Whether the current device is an Ascend that runs kernel by kernel: not a 910A, and not told to use GE."""
+    if ms.get_context("device_target") != "Ascend" or ms.get_context("jit_level") == "O2":
+        return False
+    return ascend_chip() != "ascend910"
 
 
 def use_ascend_forms(network: nn.Cell, enabled: bool) -> None:

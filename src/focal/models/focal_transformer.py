@@ -12,14 +12,13 @@ from typing import Optional
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.ops.auto_generate import SplitWithSize
 
 from focal.config.schema import Config, ModelConfig
 from focal.models.ascend_forms import Dense, LayerNorm, TokenMean
 from focal.models.focal_attention import AttentionBuilder
 from focal.models.gathers import GatherRows
 from focal.models.initialization import initialize
-from focal.models.layers import RANDOM_COUNTER, DropoutSource, DropPath, Mlp, PatchEmbed
+from focal.models.layers import RANDOM_COUNTER, DropoutSource, DropPath, DropPathFactors, Mlp, PatchEmbed
 from focal.models.stages import StageSettings, check_network
 from focal.models.window_pooling import WindowPooling
 
@@ -198,8 +197,7 @@ class FocalTransformer(nn.Cell):
         self.depths = model.depths
         self.has_drop_path = model.drop_path_rate > 0
         self.keep_rates = Tensor(1 - np.repeat(model.drop_path_rates, 2)[:, None], ms.float32)  # (2 * blocks, 1)
-        # By sizes: an Ascend has a newer kernel for that than for splitting into parts.
-        self.split_with_size, self.one_each = SplitWithSize(), (1,) * self.keep_rates.shape[0]
+        self.drop_path_factors = DropPathFactors(self.keep_rates.shape[0])
         self.random_counter = dropouts.counter
         # A parent Cell prefixes Parameter.name; keep the original names here.
         self.official_parameters = {_official_name(path): parameter for path, parameter in self.parameters_and_names()}
@@ -214,7 +212,7 @@ class FocalTransformer(nn.Cell):
         return self.pos_drop(x)
 
     def split_drop_path(self, drop_path: Optional[Tensor], batch: int) -> tuple[StageFactors, ...]:
-        """For each stage and block the factors (B, 1) of both branches; empty tuples if nothing is dropped.
+        """For each stage and block the factors (B, 1) of both branches, in the products' format; empty if none drops.
 
         Args:
             drop_path: (2 * blocks, B) float32, see `construct`. None: drawn here, from MindSpore's random numbers.
@@ -225,7 +223,7 @@ class FocalTransformer(nn.Cell):
         if drop_path is None:
             numbers = ops.rand(self.keep_rates.shape[0], batch)
             drop_path = (numbers < self.keep_rates).astype(ms.float32) / self.keep_rates
-        rows = self.split_with_size(drop_path, self.one_each, 0)
+        rows = self.drop_path_factors(drop_path)
         stages: tuple[StageFactors, ...] = ()
         first = 0
         for depth in self.depths:

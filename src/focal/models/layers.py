@@ -11,7 +11,7 @@ from typing import Optional
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.ops.auto_generate import GeluExt
+from mindspore.ops.auto_generate import GeluExt, SplitWithSize
 
 from focal.config.schema import ModelConfig
 from focal.models.ascend_forms import AscendForm, Conv2d, Dense, LayerNorm, has_newer_kernels
@@ -28,7 +28,8 @@ def dense(in_channels: int, out_channels: int, has_bias: bool = True) -> Dense:
 class GELU(nn.Cell, AscendForm):
     """x * Phi(x), the exact form (Hendrycks and Gimpel 2016), not the tanh approximation.
 
-    On an Ascend, CANN's own kernels (aclnnGelu and its gradient, which take no approximation either).
+    On an Ascend, CANN's kernels aclnnGeluV2 and aclnnGeluBackwardV2. Not the primitive GeLU, which is aclnnGelu there:
+    the tanh approximation, by CANN's documentation.
     """
 
     def __init__(self) -> None:
@@ -104,6 +105,21 @@ class DropoutSource:
     def dropout(self, name: str, rate: float) -> Dropout:
         """The dropout Cell called `name`, which its key is derived from."""
         return Dropout(rate, zlib.crc32(f"{self.seed}/{name}".encode()) & 0x7FFFFFFF, self.counter)
+
+
+class DropPathFactors(nn.Cell):
+    """Factors of drop path for all branches (2 * blocks, B) -> for each branch a row (1, B).
+
+    A Cell, so that apply_precision has all factors cast at once, not each in its branch and in that branch's gradient.
+    """
+
+    def __init__(self, branches: int) -> None:
+        super().__init__()
+        # By sizes: an Ascend has a newer kernel for that than for splitting into parts.
+        self.split_with_size, self.one_each = SplitWithSize(), (1,) * branches
+
+    def construct(self, factors: Tensor) -> tuple[Tensor, ...]:
+        return self.split_with_size(factors, self.one_each, 0)
 
 
 class DropPath(nn.Cell):

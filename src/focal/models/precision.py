@@ -20,10 +20,11 @@ import mindspore as ms
 from mindspore import Tensor, nn
 
 from focal.distributed.chip import refuse_unsupported
+from focal.models.layers import DropPathFactors
 
 logger = logging.getLogger("focal")
 
-_PRODUCTS = (nn.Dense, nn.Conv2d)
+_PRODUCTS = (nn.Dense, nn.Conv2d, DropPathFactors)  # the factors of drop path multiply what products made
 _NORMS = (nn.LayerNorm, nn.GroupNorm)
 # A few coordinates, once per step: float16 would save nothing and blur the bias.
 _ALWAYS_FLOAT32 = "position_bias"

@@ -112,3 +112,15 @@ def test_bf16_on_a_910a_is_refused_before_anything_is_changed(monkeypatch):
     with pytest.raises(UserError, match=r"amp_level: bf16 .* this chip, ascend910, has no bfloat16; use O1"):
         apply_precision(network, "bf16")
     assert [type(cell) for _, cell in network.cells_and_names()] == cells
+
+
+@pytest.mark.parametrize(("level", "expected"), [("O0", FULL), ("O1", HALF), ("O2", HALF), ("O3", HALF)])
+def test_drop_path_factors_have_the_format_of_the_products(pynative_mode, level, expected):
+    """Cast once for all branches, not in each of them."""
+    network = make_network(drop_path_rate=0.2).set_train()
+    apply_precision(network, level)
+    factors = np.arange(8, dtype=np.float32).reshape(4, 2)  # two blocks with two branches, two images
+    stages = network.split_drop_path(Tensor(factors), 2)
+    found = [branch for stage in stages for block in stage for branch in block]
+    assert [branch.dtype for branch in found] == [expected] * 4
+    np.testing.assert_array_equal([branch.asnumpy().reshape(-1) for branch in found], factors)

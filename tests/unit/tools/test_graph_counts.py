@@ -67,6 +67,8 @@ def test_a_fused_chain_reads_and_writes_its_ends_only() -> None:
          "(<T, (2, 16, 8, 8)>, <T, (16, 3, 7, 7)>) -> (<T, (2, 3, 32, 32)>)", 2 * 2 * 16 * 64 * 147),
         ("Conv2DBackpropFilter(%a, %b, (I64(16), I64(3), I64(7), I64(7)))",
          "(<T, (2, 16, 8, 8)>, <T, (2, 3, 32, 32)>) -> (<T, (16, 3, 7, 7)>)", 2 * 2 * 16 * 64 * 147),
+        ("PrimFunc_Dense(%a, %b, %c) primitive_attrs: {visited: Bool(1)}",
+         "(<T, (2, 8, 16)>, <T, (32, 16)>, <T, (32)>) -> (<T, (2, 8, 32)>)", 2 * 2 * 8 * 32 * 16),
         ("PrimFunc_Conv2DExt(%a, %b, %c)",
          "(<T, (2, 3, 32, 32)>, <T, (16, 3, 7, 7)>, <T, (16)>) -> (<T, (2, 16, 8, 8)>)", 2 * 2 * 16 * 64 * 147),
         ("PrimFunc_ConvolutionGrad(%a, %b, %c, %d, (I64(4), I64(4)), Bool(0), I64(1), (I64(1), I64(1), I64(1)))",

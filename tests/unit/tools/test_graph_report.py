@@ -51,7 +51,7 @@ def test_a_block_gets_the_operators_that_it_adds_to_a_graph(graphs, mode):
     """The second block of the first stage (with drop path) is the difference between two blocks and one."""
     more, fewer = network_operators(graphs[mode, 2]), network_operators(graphs[mode, 1])
     block = network_operators(graphs[mode, 2], "layers.0.blocks.1")
-    assert sum(block.values()) >= 30
+    assert sum(block.values()) >= 20
     if mode == "train":  # the gradient of the first block's output becomes a sum, which counts for the first block
         block["AddN", (("Float32", (4, 64, 16)),)] += 1
     assert more - fewer == block
