@@ -1,7 +1,8 @@
 """The training step: one Cell, compiled once, in this order and no other:
 
-    forward, loss * scale -> gradients -> (/ scale, accumulate) -> all-reduce, once -> finite? agreed over ranks
-    -> / scale, mean, clip by global norm -> optimizer -> EMA of the weights -> loss scale
+    normalise, erase and mix images -> forward, loss * scale -> gradients -> (/ scale, accumulate)
+    -> all-reduce, once -> finite? agreed over ranks -> / scale, mean, clip by global norm
+    -> optimizer -> EMA of the weights -> loss scale
 
 One over the scale, the means over micro-batches and ranks, and the clipping are scalar factors. They are multiplied
 with each other first, so that the gradients are multiplied once.
