@@ -39,6 +39,7 @@ def evaluate_checkpoint(job: Job) -> int:
     """Load the weights, evaluate them on val and report; return the exit code."""
     from focal.checkpoint.weights import assign_weights, read_weights
     from focal.data import EvalData, check_data
+    from focal.data.transforms.on_device import Normalize
     from focal.evaluation import EvalStep, evaluate
     from focal.models import create_model
     from focal.models.inference import prepare_for_evaluation
@@ -54,7 +55,7 @@ def evaluate_checkpoint(job: Job) -> int:
     logger.info("%s: %s", checkpoint, assign_weights(network, weights, checkpoint))
     prepare_for_evaluation(network, config.step)
 
-    result = evaluate(EvalStep(network), data, config.data.skip_unreadable)
+    result = evaluate(EvalStep(network, Normalize(config.data)), data, config.data.skip_unreadable)
     if device.is_main:
         report(result, config.run.json)
     return 0

@@ -19,6 +19,7 @@ def main() -> int:
 def train(job: Job) -> int:
     """Build data, network and step, resume if asked to, and run the loop; return the exit code."""
     from focal.data import EvalData, TrainData, check_data
+    from focal.data.transforms.on_device import Normalize
     from focal.evaluation import EvalStep
     from focal.trainers.setup import build_network, build_train_step, open_outputs, resume_state
     from focal.trainers.trainer import Trainer
@@ -31,7 +32,7 @@ def train(job: Job) -> int:
 
     network = build_network(config)
     train_step = build_train_step(config, network, train_data.batches_per_epoch, device)
-    eval_step = EvalStep(network)
+    eval_step = EvalStep(network, Normalize(config.data))
 
     progress = resume_state(config, train_step, train_data.batches_per_epoch, device, storage.output_folder)
     outputs = open_outputs(config, device, progress, train_data.batches_per_epoch, storage)

@@ -27,8 +27,12 @@ COLUMNS = 8
 
 
 def main() -> None:
+    import mindspore as ms
+    from mindspore import Tensor
+
     from focal.config import config_and_arguments
     from focal.data import TrainData, check_data
+    from focal.data.transforms.on_device import PrepareImages
     from focal.errors import UserError
 
     config, arguments = config_and_arguments(sys.argv[1:], __doc__.splitlines()[0], add_arguments)
@@ -38,8 +42,10 @@ def main() -> None:
         raise UserError(
             f"step: {arguments.step} of epoch {arguments.epoch}; an epoch has {data.batches_per_epoch} steps"
         )
-    images, targets, _, _ = data.load_batch(arguments.epoch, arguments.step)
-    sheet = contact_sheet(images, targets, layout.class_names, config.data)
+    (images, targets, _, *boxes), _ = data.load_batch(arguments.epoch, arguments.step)
+    ms.set_device("CPU")
+    seen = PrepareImages(config.data)(Tensor(images), *map(Tensor, boxes)).asnumpy()
+    sheet = contact_sheet(seen, targets, layout.class_names, config.data)
     try:
         sheet.save(arguments.output)
     except (ValueError, OSError) as error:  # a file type that Pillow does not know, or no such folder

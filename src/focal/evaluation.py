@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import mindspore as ms
 import numpy as np
@@ -44,11 +44,16 @@ class EvalResult:
 
 
 class EvalStep(nn.Cell):
-    """Sums over a batch, in float32: correct within 1, correct within 5, loss, images; padding counts nothing."""
+    """Sums over a batch, in float32: correct within 1, correct within 5, loss, images; padding counts nothing.
 
-    def __init__(self, network: nn.Cell) -> None:
+    Args:
+        network: images (B, 3, H, W) -> logits (B, C).
+        normalize: applied to the images first, e.g. `Normalize` to those of an EvalData; None: they are normalised.
+    """
+
+    def __init__(self, network: nn.Cell, normalize: Optional[nn.Cell] = None) -> None:
         super().__init__(auto_prefix=False)
-        self.network = network
+        self.network, self.normalize = network, normalize
 
     def construct(self, images: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         """Sums (4,) for images (B, 3, H, W), labels int32 (B,), valid float32 (B,) of 0 and 1.
@@ -56,6 +61,8 @@ class EvalStep(nn.Cell):
         A label's rank is the number of classes that score higher, so equal scores count in its favour only against
         classes after it: the order a stable sort would give. With fewer than 5 classes every image is within 5.
         """
+        if self.normalize is not None:
+            images = self.normalize(images)
         logits_BC = self.network(images).astype(ms.float32)
         classes_C = ops.arange(0, logits_BC.shape[1], 1).astype(ms.int32)
         hit_BC = (classes_C.expand_dims(0) == labels.expand_dims(1)).astype(ms.float32)

@@ -1,8 +1,8 @@
-"""train.py with an observer: what each rank holds before and after training, a bad image, unequal starts.
+"""train.py with an observer: what each rank holds before and after training, a bad target, unequal starts.
 
 FOCAL_SPY_FOLDER takes a file per rank with the parameters' digests. FOCAL_SPY_BAD_STEPS ("2,5") names the steps of the
-first epoch whose last image, on the last rank only, is infinite. On ranks other than 0 the weights start from noise, as
-they would if nobody told them rank 0's.
+first epoch whose last target, on the last rank only, is infinite. On ranks other than 0 the weights start from noise,
+as they would if nobody told them rank 0's.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def spy() -> None:
         return code
 
     def batches_with_bad(self: Any, epoch: int, first_step: int = 0) -> Iterator[tuple]:
-        for step, (images, *others) in enumerate(batches(self, epoch, first_step), first_step):
+        for step, (images, targets, *others) in enumerate(batches(self, epoch, first_step), first_step):
             if epoch == 0 and step in bad_steps and RANK == LAST_RANK:
-                images = images.copy()
-                images[-1] = np.inf
-            yield images, *others
+                targets = targets.copy()
+                targets[-1] = np.inf
+            yield images, targets, *others
 
     setup.build_network = build_unequal
     training.Trainer.run = run_watched

@@ -17,6 +17,7 @@ from focal.checkpoint.resume import Progress
 from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 from focal.config import load_config
 from focal.data import EvalData, TrainData, check_data
+from focal.data.transforms.on_device import Normalize
 from focal.distributed.device import Device
 from focal.distributed.signals import StopSignals
 from focal.evaluation import EvalStep
@@ -48,7 +49,9 @@ def build(folder, config, train_data=None):
     last, best = LastCheckpoints(folder / "checkpoints", 2), BestCheckpoints(folder / "best", 1)
     outputs = Outputs(metrics, last, best)
     data = (train_data, EvalData(config, layout))
-    return Trainer(config, Device(), step, EvalStep(network), *data, Progress(), outputs, StopSignals())
+    return Trainer(
+        config, Device(), step, EvalStep(network, Normalize(config.data)), *data, Progress(), outputs, StopSignals()
+    )
 
 
 def load(folder, **overrides):
@@ -166,9 +169,9 @@ class PoisonedData:
         self.take_replaced = data.take_replaced
 
     def epoch(self, epoch, first_step=0):
-        for images, targets, drop_path in self.data.epoch(epoch, first_step):
+        for images, targets, *others in self.data.epoch(epoch, first_step):
             self.count += 1
-            yield images, targets * (np.nan if self.count > self.from_update else 1), drop_path
+            yield images, targets * (np.nan if self.count > self.from_update else 1), *others
 
 
 @pytest.mark.slow

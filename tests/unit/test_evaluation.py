@@ -8,6 +8,8 @@ import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from focal import evaluation
+from focal.data.transforms.normalize import normalize
+from focal.data.transforms.on_device import Normalize
 from focal.errors import UserError
 from focal.evaluation import EvalStep, evaluate, weights_replaced
 
@@ -65,6 +67,19 @@ def test_every_image_counts_once(classes, batch):
     assert result.loss == pytest.approx(loss, rel=1e-5)
     if classes < 5:
         assert result.top5 == 100
+
+
+def test_images_are_normalised_first_where_asked(make_config):
+    class FirstPixels(nn.Cell):
+        def construct(self, images):
+            return images.reshape((images.shape[0], -1))[:, :4]
+
+    config = make_config(image_mean=(0.2, 0.5, 0.5), image_std=(0.1, 0.5, 0.5))
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (5, 3, 1, 4), dtype=np.uint8), np.zeros(5, np.int32)
+    batch = (Tensor(labels), Tensor(np.ones(5, np.float32)))
+    found = EvalStep(FirstPixels(), Normalize(config.data))(Tensor(pixels), *batch).asnumpy()
+    expected = EvalStep(FirstPixels())(Tensor(normalize(pixels, config.data)), *batch).asnumpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_an_image_with_nan_logits_is_wrong():

@@ -8,7 +8,7 @@ from mindspore import Parameter, Tensor, nn
 
 
 class ToyNetwork(nn.Cell):
-    """Two matrix products with a tanh between: (B, 6) -> (B, 4)."""
+    """Two matrix products with a tanh between: (B, 6), or images (B, 3, 1, 2), -> (B, 4)."""
 
     def __init__(self, seed: int = 0, with_counter: bool = False) -> None:
         super().__init__()
@@ -20,4 +20,4 @@ class ToyNetwork(nn.Cell):
             self.random_counter = Parameter(Tensor(0, ms.int32), name="random_counter", requires_grad=False)
 
     def construct(self, inputs: Tensor) -> Tensor:
-        return ms.ops.matmul(ms.ops.tanh(ms.ops.matmul(inputs, self.first) + self.bias), self.second)
+        return ms.ops.matmul(ms.ops.tanh(ms.ops.matmul(inputs.reshape((-1, 6)), self.first) + self.bias), self.second)

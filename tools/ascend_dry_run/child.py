@@ -19,6 +19,7 @@ import numpy as np
 
 from focal.config import Config, load_config
 from focal.data import blank_batch
+from focal.data.transforms.on_device import Normalize
 from focal.distributed.device import Device, setup_device
 from focal.errors import UserError
 from focal.evaluation import EvalStep
@@ -59,7 +60,7 @@ def example_inputs(config: Config, what: str) -> tuple[ms.Tensor, ...]:
     if what == TRAIN:
         return tuple(map(ms.Tensor, blank_batch(config)))
     batch = config.data.batch_size
-    images = ms.Tensor(np.zeros((batch, config.model.in_channels, *config.model.image_hw), np.float32))
+    images = ms.Tensor(np.zeros((batch, config.model.in_channels, *config.model.image_hw), np.uint8))
     return images, ms.Tensor(np.zeros(batch, np.int32)), ms.Tensor(np.ones(batch, np.float32))
 
 
@@ -69,7 +70,7 @@ def build(config: Config, what: str, device: Device) -> ms.nn.Cell:
         return build_train_step(config, build_network(config), STEPS_PER_EPOCH, device)
     network = create_model(config)
     prepare_for_evaluation(network, config.step)
-    return EvalStep(network).set_train(False)
+    return EvalStep(network, Normalize(config.data)).set_train(False)
 
 
 def compile_case(case: Case, result: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def measure_stages(config: Config, layout: DataLayout, count: int) -> dict[str, 
     files = readable_files(source, count)
     rngs = [transforms.sample_rng(0, index) for index in range(count)]
     images = [Image.new("RGB", (1, 1))] * count
-    pixels = np.zeros((batch, 3, *config.model.image_hw), dtype=np.float32)
+    pixels = np.zeros((batch, 3, *config.model.image_hw), dtype=np.uint8)
     labels = np.resize(source.labels, batch)
 
     def decode_crop(index: int) -> None:
@@ -77,15 +77,15 @@ def measure_stages(config: Config, layout: DataLayout, count: int) -> dict[str, 
     def augment(index: int) -> None:
         images[index] = transforms.augment(images[index], rngs[index])
 
-    def normalize_erase(index: int) -> None:
-        transforms.normalize(images[index], rngs[index], pixels[index % batch])
+    def erase(index: int) -> None:
+        transforms.erase(images[index], rngs[index], pixels[index % batch])
 
     def mix(index: int) -> None:
         if index % batch == 0:
-            transforms.mix(pixels, labels, 0, index // batch)
+            transforms.mix(labels, 0, index // batch)
 
-    stages: tuple[Callable[[int], None], ...] = (decode_crop, augment, normalize_erase, mix)
-    names = ("decode+crop", "augment", "normalise+erase", "batch+mix")
+    stages: tuple[Callable[[int], None], ...] = (decode_crop, augment, erase, mix)
+    names = ("decode+crop", "augment", "erase", "targets")
     return {name: count / _seconds(stage, count) for name, stage in zip(names, stages)}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from focal.config.schema import Config
+from focal.data import blank_batch
 from focal.data.transforms.drop_path import draw_drop_path
 from focal.distributed.device import setup_device
 from focal.distributed.memory import compile_ahead
@@ -69,19 +70,20 @@ def inference_step(config: Config) -> timing.Subject:
 
 
 def training_step(config: Config) -> timing.Subject:
-    """The whole training step: forward, backward, clip, optimizer, EMA."""
+    """The whole training step: normalise, erase, mix, forward, backward, clip, optimizer, EMA."""
     from focal.distributed.device import Device
     from focal.trainers.setup import build_network, build_train_step
 
     network: nn.Cell = build_network(config)
     step = build_train_step(config, network, 1000, Device(target=config.run.device_target))
     step.set_train(True)
-    images = Tensor(random_images(config))
-    classes = config.model.num_classes
-    targets = Tensor(np.full((config.data.batch_size, classes), 1 / classes, np.float32))
-    rates = config.model.drop_path_rates
-    drop_path = Tensor(draw_drop_path(rates, config.data.batch_size, np.random.default_rng(0)))
-    batch = (images, targets, drop_path)
+    rng, blank, classes = np.random.default_rng(0), blank_batch(config), config.model.num_classes
+    arrays = blank._replace(
+        images=rng.integers(0, 256, blank.images.shape, dtype=np.uint8),
+        targets=np.full_like(blank.targets, 1 / classes),
+        drop_path=draw_drop_path(config.model.drop_path_rates, config.data.batch_size, rng),
+    )
+    batch = tuple(map(Tensor, arrays))
     return timing.Subject(lambda: compile_ahead(step, *batch), lambda: step(*batch).asnumpy())
 
 

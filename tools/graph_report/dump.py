@@ -127,10 +127,10 @@ def _compile(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
             overrides["batch_size"] = batch_size
         config = load_config(request["config"], overrides)
         setup_device(config.run)
-        batch = [ms.Tensor(array) for array in blank_batch(config)]
-        inputs, sizes = batch[:1], []
+        batch, sizes = blank_batch(config), []
+        inputs = [ms.Tensor(batch.images.astype("float32"))]
         if request["mode"] == "train":
-            cell, inputs = _training_step(config), batch
+            cell, inputs = _training_step(config), [ms.Tensor(array) for array in batch]
             sizes = [4 * sum(bucket) for bucket in cell.optimizer.buckets.sizes]
         else:
             cell = _inference(config, request["mode"])

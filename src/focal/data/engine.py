@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Batch = tuple[np.ndarray, ...]
 Report = Callable[[np.ndarray, str], None]  # takes the numbers of unreadable samples, and the error message or ""
 
-# Batches held ready between two stages of the engine, and per worker process. The default of 16 would hold gigabytes.
+# Batches held ready between two stages of the engine, and per worker process. The default of 16 would hold a gigabyte.
 _PREFETCH = 2
 
 
@@ -59,7 +59,7 @@ class NumberedBatches:
 class ThreadedBatches:
     """Iterates over batches in order while threads make the next ones; reports each and yields the rest of its arrays.
 
-    The engine's own worker threads are limited to the number of processors, run up to 32 batches (1.2 GB) each ahead of
+    The engine's own worker threads are limited to the number of processors, run up to 32 batches (300 MB) each ahead of
     a slow reader, and have their results polled only ten times a second.
     """
 
@@ -123,7 +123,7 @@ def make_dataset(
         report(unreadable, str(error))
         return unreadable
 
-    # Only the engine sees what its processes return. Threads need no map: it would hold nine more batches (340 MB).
+    # Only the engine sees what its processes return. Threads need no map: it would hold nine more batches (87 MB).
     workers = min(workers, available_processors())
     dataset = ds.GeneratorDataset(
         batches, [*columns, "unreadable", "error"], num_parallel_workers=workers, shuffle=False

@@ -9,17 +9,18 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from focal.config.schema import Config
-from focal.data.buffers import BatchBuffers
 from focal.data.decode import UnreadableImage, decode_rgb, read_file
 from focal.data.engine import Batch, iterate, make_dataset
 from focal.data.layout import DataLayout
 from focal.data.sampler import REPLACEMENT, EvalSampler, TrainSampler, generator
+from focal.data.transforms.boxes import Box, box_masks
+from focal.data.transforms.normalize import normalize
 from focal.data.transforms.pipeline import EvalTransforms, TrainTransforms
 from focal.errors import UserError
 
@@ -28,10 +29,31 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("focal")
 
-TRAIN_COLUMNS = ("image", "target", "drop_path")
 EVAL_COLUMNS = ("image", "label", "valid")
 _REPLACEMENTS = 20  # how many other images are tried in place of an unreadable one
 _NAMED_IN_LOG = 20  # how many unreadable training images the log names; further ones are only counted
+
+
+class TrainBatch(NamedTuple):
+    """A training batch, in the order in which the step takes it; what the device makes of it is in on_device.py.
+
+    Attributes:
+        images: uint8 (B, 3, H, W): pixels, or in erased boxes codes, see `focal.data.transforms.erasing`.
+        targets: mixed and smoothed, float32 (B, num_classes).
+        drop_path: factors, float32 (2 * blocks, B), see `focal.data.transforms.drop_path`.
+        erased_rows, erased_columns: masks of the erased boxes, float32 (B, 1, H, R) and (B, 1, R, W) with R =
+            `re_count`; a pixel is in one where their matrix product is not 0.
+        partner_rows, partner_columns: float32 (B, 1, H, 1) and (B, 1, 1, W); their product is the fraction that a pixel
+            takes from image B - 1 - i, see `focal.data.transforms.mixup`.
+    """
+
+    images: np.ndarray
+    targets: np.ndarray
+    drop_path: np.ndarray
+    erased_rows: np.ndarray
+    erased_columns: np.ndarray
+    partner_rows: np.ndarray
+    partner_columns: np.ndarray
 
 
 class TrainData:
@@ -60,9 +82,9 @@ class TrainData:
         self._source = layout.train
         self._data = config.data
         self._seed = config.run.seed
+        self._re_count = config.augment.re_count
         self.sampler = TrainSampler(self._seed, self.num_images, config.data.batch_size, rank, world_size)
         self._transforms = TrainTransforms(config.augment, config.data, config.model, self._seed)
-        self._buffers = BatchBuffers((config.data.batch_size, 3, *config.model.image_hw))
         self.unreadable: Counter[str] = Counter()
         self._replaced = self._replaced_before = 0
         self._error = ""
@@ -79,8 +101,7 @@ class TrainData:
         """Batches `first_step` .. `batches_per_epoch` - 1 of an epoch.
 
         Yields:
-            NumPy arrays: normalised and mixed images, float32 (B, 3, H, W); targets, float32 (B, num_classes); drop
-            path factors, float32 (2 * blocks, B), see `focal.data.transforms.drop_path`.
+            The NumPy arrays of a `TrainBatch`.
 
         Raises:
             UserError: an image could not be read, and none was found to take its place.
@@ -95,7 +116,7 @@ class TrainData:
             raise
 
     def dataset(self, epoch: int, first_step: int = 0, epochs: int = 1) -> Dataset:
-        """The same batches as a MindSpore dataset with columns image, target and drop_path, for sink mode.
+        """The same batches as a MindSpore dataset with the columns of `TrainBatch`, for sink mode.
 
         If a batch cannot be made, the error is logged and iteration ends with a RuntimeError of MindSpore.
 
@@ -105,25 +126,26 @@ class TrainData:
         first = epoch * self.batches_per_epoch
         numbers = range(first + first_step, first + epochs * self.batches_per_epoch)
         workers, processes = self._data.num_parallel_workers, self._data.worker_processes
-        return make_dataset(self._numbered_batch, numbers, TRAIN_COLUMNS, self._report, workers, processes)
+        return make_dataset(self._numbered_batch, numbers, TrainBatch._fields, self._report, workers, processes)
 
     def _numbered_batch(self, number: int) -> Batch:
-        return self.load_batch(*divmod(number, self.batches_per_epoch))
+        batch, unreadable = self.load_batch(*divmod(number, self.batches_per_epoch))
+        return (*batch, unreadable)
 
-    def load_batch(self, epoch: int, step: int) -> Batch:
+    def load_batch(self, epoch: int, step: int) -> tuple[TrainBatch, np.ndarray]:
         """Make one batch.
 
         Returns:
-            Images float32 (B, 3, H, W), targets float32 (B, num_classes), drop path factors float32 (2 * blocks, B),
-            and the numbers of unreadable samples, int64 (B,), -1 in the places of readable ones.
+            The batch, and the numbers of unreadable samples, int64 (B,), -1 in the places of readable ones.
 
         Raises:
             UserError: an image could not be read, and none was found to take its place.
         """
         indices, batch_number = self.sampler.indices(epoch, step), self.sampler.batch_number(step)
-        images = self._buffers.take()
+        images = np.empty((len(indices), 3, *self._transforms.image_hw), dtype=np.uint8)
         labels = np.empty(len(indices), dtype=np.int64)
         unreadable = np.full(len(indices), -1, dtype=np.int64)
+        erased = []
         for place, index in enumerate(indices.tolist()):
             image, used = self._decode(index, epoch)
             labels[place] = self._source.labels[used]
@@ -132,10 +154,11 @@ class TrainData:
             rng = self._transforms.sample_rng(epoch, index)
             image = self._transforms.crop(image, rng)
             image = self._transforms.augment(image, rng)
-            self._transforms.normalize(image, rng, images[place])
-        targets = self._transforms.mix(images, labels, epoch, batch_number)
+            erased.append(self._transforms.erase(image, rng, images[place]))
+        erased_masks = box_masks(erased, self._re_count, self._transforms.image_hw)
+        targets, partner_masks = self._transforms.mix(labels, epoch, batch_number)
         drop_path = self._transforms.drop_path(len(indices), epoch, batch_number)
-        return images, targets, drop_path, unreadable
+        return TrainBatch(images, targets, drop_path, *erased_masks, *partner_masks), unreadable
 
     def _decode(self, index: int, epoch: int) -> tuple[Image.Image, int]:
         """The image of sample `index`, or of another one drawn to replace it, and the number of the sample used."""
@@ -194,14 +217,13 @@ class EvalData:
         self._batch_size = config.data.eval_batch_size or config.data.batch_size
         self._sampler = EvalSampler(self.num_images, self._batch_size, rank, world_size)
         self._transforms = EvalTransforms(config.augment, config.data, config.model)
-        self._buffers = BatchBuffers((self._batch_size, 3, *config.model.image_hw))
         self.steps = self._sampler.steps
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields NumPy arrays: images float32 (b, 3, H, W), labels int32 (b,), valid float32 (b,)."""
+        """Yields NumPy arrays: images uint8 (b, 3, H, W), labels int32 (b,), valid float32 (b,)."""
         self.unreadable = []
         workers, processes = self._data.num_parallel_workers, self._data.worker_processes
         dataset = make_dataset(self.load_batch, range(self.steps), EVAL_COLUMNS, self._report, workers, processes)
@@ -209,7 +231,7 @@ class EvalData:
 
     def load_batch(self, step: int) -> Batch:
         """Make one batch: images, labels and valid as above, and the numbers of unreadable samples, int64 (b,)."""
-        images = self._buffers.take()
+        images = np.zeros((self._batch_size, 3, *self._transforms.image_hw), dtype=np.uint8)
         labels = np.zeros(self._batch_size, dtype=np.int32)
         valid = np.zeros(self._batch_size, dtype=np.float32)
         unreadable = np.full(self._batch_size, -1, dtype=np.int64)
@@ -221,7 +243,6 @@ class EvalData:
                 continue
             labels[place] = self._source.labels[index]
             valid[place] = 1.0
-        images[valid == 0] = 0.0
         return images, labels, valid, unreadable
 
     def _report(self, unreadable: np.ndarray, error: str) -> None:
@@ -230,25 +251,28 @@ class EvalData:
 
 
 def load_eval_image(path: str, config: Config) -> np.ndarray:
-    """One image file as evaluation sees it: float32 (3, H, W).
+    """One image file as the network sees it in evaluation: normalised, float32 (3, H, W).
 
     Raises:
         UserError: the file cannot be read.
     """
-    pixels = np.empty((3, *config.model.image_hw), dtype=np.float32)
+    pixels = np.empty((3, *config.model.image_hw), dtype=np.uint8)
     try:
         image = decode_rgb(read_file(path))
     except UnreadableImage as error:
         raise UserError(f"image: cannot read {path} ({error})") from None
     EvalTransforms(config.augment, config.data, config.model)(image, pixels)
-    return pixels
+    return normalize(pixels, config.data)
 
 
-def blank_batch(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Zeros with the shapes and types of a training batch, to compile the step for: images, targets, drop path."""
+def blank_batch(config: Config) -> TrainBatch:
+    """Zeros with the shapes and types of a training batch, to compile the step for."""
     batch, model = config.data.batch_size, config.model
-    return (
-        np.zeros((batch, model.in_channels, *model.image_hw), np.float32),
+    nothing: list[list[Box]] = [[]] * batch
+    return TrainBatch(
+        np.zeros((batch, model.in_channels, *model.image_hw), np.uint8),
         np.zeros((batch, model.num_classes), np.float32),
         np.zeros((2 * sum(model.depths), batch), np.float32),
+        *box_masks(nothing, config.augment.re_count, model.image_hw),
+        *box_masks(nothing, 1, model.image_hw),
     )

@@ -17,6 +17,7 @@ from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 from focal.checkpoint.weights import assign_weights, freeze_stages, read_weights
 from focal.cloud.local import Storage
 from focal.config import Config, save_config
+from focal.data.transforms.on_device import PrepareImages
 from focal.distributed.device import Device
 from focal.models import create_model
 from focal.models.attention_choice import choose_attention
@@ -64,7 +65,8 @@ def build_train_step(config: Config, network: nn.Cell, batches_per_epoch: int, d
         "%s, %s: base rate %.3g x %.4g (images per step / 512)",
         config.optim.optimizer, config.optim.lr_scheduler, config.optim.base_lr, factor,
     )  # fmt: skip
-    return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, device)
+    prepare_images = PrepareImages(config.data)
+    return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, device, prepare_images)
 
 
 def resume_state(

@@ -1,7 +1,8 @@
 """The training step: one Cell, compiled once, in this order and no other:
 
-    forward, loss * scale -> gradients, into buckets -> (/ scale, accumulate) -> all-reduce, once
-    -> finite? agreed over ranks -> / scale, mean, clip by global norm -> optimizer -> EMA of the weights -> loss scale
+    normalise, erase and mix images -> forward, loss * scale -> gradients, into buckets -> (/ scale, accumulate)
+    -> all-reduce, once -> finite? agreed over ranks -> / scale, mean, clip by global norm
+    -> optimizer -> EMA of the weights -> loss scale
 
 One over the scale, the means over micro-batches and ranks, and the clipping are scalar factors. They are multiplied
 with each other first, so that the gradients are multiplied once.
@@ -70,6 +71,7 @@ class TrainOneStep(nn.Cell):
         optimizer: of the trained parameters.
         step: settings of loss scale, clipping, accumulation and EMA.
         device: this process, by default the only one; with several, the process group must be initialised.
+        prepare_images: `PrepareImages`, for batches of a TrainData; not needed for images that are ready.
     """
 
     def __init__(
@@ -79,10 +81,11 @@ class TrainOneStep(nn.Cell):
         optimizer: Optimizer,
         step: StepConfig,
         device: Optional[Device] = None,
+        prepare_images: Optional[nn.Cell] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         device = device or Device()
-        self.network = network
+        self.network, self.prepare_images = network, prepare_images
         self.network_with_loss = NetworkWithLoss(network, loss)
         self.optimizer = optimizer
         self.buckets = optimizer.buckets
@@ -115,17 +118,20 @@ class TrainOneStep(nn.Cell):
             random_counter=self.random_counter,
         )
 
-    def construct(self, images: Tensor, targets: Tensor, drop_path: Optional[Tensor] = None) -> Tensor:
+    def construct(self, images: Tensor, targets: Tensor, drop_path: Optional[Tensor] = None, *boxes: Tensor) -> Tensor:
         """Train on one micro-batch.
 
         Args:
-            images: (B, 3, H, W) float32.
+            images: (B, 3, H, W) uint8, see `TrainBatch`; float32, ready for the network, if there are no `boxes`.
             targets: (B, C) float32, rows of which sum to 1.
             drop_path: (2 * blocks, B) float32, see `FocalTransformer.construct`.
+            boxes: the other entries of a `TrainBatch`: where images are erased and mixed.
 
         Returns:
             float32 vector of the values of `StepOutputs`.
         """
+        if self.prepare_images is not None and boxes:
+            images = self.prepare_images(images, *boxes)
         images = self.overflow_check.start(images)
         (_, loss), gradients = self.value_and_grad(images, targets, drop_path)
         overflow = self.overflow_check.read(gradients)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from focal.config.schema import Config
-from focal.data import EvalData, TrainData, check_data, load_eval_image
+from focal.data import EvalData, TrainBatch, TrainData, check_data, load_eval_image
+from focal.data.transforms.normalize import normalize
 from focal.errors import UserError
 
 MakeConfig = Callable[..., Config]
@@ -50,7 +51,7 @@ def test_batches_do_not_depend_on_the_number_and_kind_of_workers(
     image_folder: Path, make_config: MakeConfig, mode: str
 ) -> None:
     data = train_data(make_config(mixup_mode=mode), image_folder)
-    expected = [packed(data.load_batch(1, step)[:3]) for step in range(5)]
+    expected = [packed(data.load_batch(1, step)[0]) for step in range(5)]
     for keys in WORKERS:
         found = train_data(make_config(mixup_mode=mode, **keys), image_folder).epoch(1)
         assert [packed(batch) for batch in found] == expected, keys
@@ -61,11 +62,11 @@ def test_batches_made_in_any_order_by_a_copy_in_sixteen_threads_are_the_same(
 ) -> None:
     data = train_data(make_config(batch_size=2), image_folder)
     places = [(epoch, step) for epoch in range(2) for step in range(data.batches_per_epoch)]
-    expected = {place: packed(data.load_batch(*place)) for place in places}
+    expected = {place: packed(data.load_batch(*place)[0]) for place in places}
     copy = pickle.loads(pickle.dumps(data))  # as a new process receives it
     with ThreadPoolExecutor(16) as pool:
         found = {place: pool.submit(copy.load_batch, *place) for place in reversed(places)}
-        assert {place: packed(future.result()) for place, future in found.items()} == expected
+        assert {place: packed(future.result()[0]) for place, future in found.items()} == expected
 
 
 def test_resuming_in_an_epoch_continues_with_the_next_batch(image_folder: Path, make_config: MakeConfig) -> None:
@@ -78,7 +79,7 @@ def test_resuming_in_an_epoch_continues_with_the_next_batch(image_folder: Path, 
 
 def test_batches_of_other_epochs_seeds_and_ranks_differ(image_folder: Path, make_config: MakeConfig) -> None:
     batches = [
-        packed(train_data(make_config(seed=seed), image_folder, rank, 2).load_batch(epoch, step))
+        packed(train_data(make_config(seed=seed), image_folder, rank, 2).load_batch(epoch, step)[0])
         for seed in (0, 1) for rank in (0, 1) for epoch in (0, 1) for step in (0, 1)
     ]  # fmt: skip
     assert len(set(batches)) == len(batches) == 16
@@ -89,7 +90,7 @@ def test_a_sample_is_augmented_differently_in_each_epoch(image_folder: Path, mak
     seen = {}
     for epoch in range(3):
         for step in range(data.batches_per_epoch):
-            for image, index in zip(data.load_batch(epoch, step)[0], data.sampler.indices(epoch, step).tolist()):
+            for image, index in zip(data.load_batch(epoch, step)[0].images, data.sampler.indices(epoch, step).tolist()):
                 seen[(epoch, index)] = image.tobytes()
     assert len(set(seen.values())) == len(seen) == 60
 
@@ -97,7 +98,7 @@ def test_a_sample_is_augmented_differently_in_each_epoch(image_folder: Path, mak
 def test_dataset_over_several_epochs_holds_the_same_batches(image_folder: Path, make_config: MakeConfig) -> None:
     data = train_data(make_config(), image_folder)
     dataset = data.dataset(3, first_step=2, epochs=2)
-    assert dataset.get_col_names() == ["image", "target", "drop_path"] and dataset.get_dataset_size() == 8
+    assert tuple(dataset.get_col_names()) == TrainBatch._fields and dataset.get_dataset_size() == 8
     found = [packed(batch) for batch in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)]
     assert found == [packed(batch) for batch in (*data.epoch(3, 2), *data.epoch(4))]
 
@@ -151,7 +152,9 @@ def test_unreadable_training_images_are_reported_in_sink_mode_too(
     caplog.clear()
     with caplog.at_level(logging.WARNING, "focal"):
         batches = list(data.dataset(0).create_tuple_iterator(num_epochs=1, output_numpy=True))
-    assert len(batches) == 5 and len(batches[0]) == 3  # only what the step takes goes to the device
+    assert len(batches) == 5 and len(batches[0]) == len(
+        TrainBatch._fields
+    )  # only what the step takes goes to the device
     assert data.unreadable == expected.unreadable and all(path in caplog.text for path in data.unreadable)
 
 
@@ -184,10 +187,10 @@ def test_evaluation_counts_every_image_once(
         data = EvalData(config, layout, rank, world)
         batches = list(data)
         for images, labels, valid in batches:
-            assert images.shape == (batch, 3, 32, 32) and images.dtype == valid.dtype == np.float32
+            assert images.shape == (batch, 3, 32, 32) and images.dtype == np.uint8 and valid.dtype == np.float32
             assert labels.dtype == np.int32 and labels.shape == valid.shape == (batch,)
             assert not images[valid == 0].any()
-            found += [(images[i].tobytes(), int(labels[i])) for i in np.flatnonzero(valid)]
+            found += [(normalize(images[i], config.data).tobytes(), int(labels[i])) for i in np.flatnonzero(valid)]
         assert len(batches) == data.steps and data.num_images == 13
         steps.add(len(batches))
     expected = [(load_eval_image(layout.val.name(i), config).tobytes(), int(layout.val.labels[i])) for i in range(13)]

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
+from focal.data.transforms.boxes import box_masks
+from focal.data.transforms.on_device import PrepareImages
 from focal.distributed.device import Device
 from focal.trainers.losses import SoftTargetCrossEntropy
 from focal.trainers.optimizer import create_optimizer
@@ -20,12 +22,12 @@ ALONE = Device()
 
 @pytest.fixture
 def make_step(make_config, toy_network):
-    def make(seed=0, device=ALONE, with_counter=False, **overrides):
+    def make(seed=0, device=ALONE, with_counter=False, prepare_images=None, **overrides):
         config = make_config(ema_decay=0.9, weight_decay=0.1, **overrides)
         network = toy_network(seed, with_counter)
         weights = trained_parameters(network)
         optimizer = create_optimizer(weights, config.optim, config.model, np.full(20, RATE))
-        return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, device)
+        return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, device, prepare_images)
 
     return make
 
@@ -68,6 +70,26 @@ def test_the_whole_step_is_that_of_numpy(make_step, batch, numpy_gradients):
     for average in step.ema.averages:
         reference = averages[names.index(average.name[len("ema.") :])]
         assert np.abs(average.asnumpy() - reference).max() < 1e-4
+
+
+def test_bytes_with_boxes_train_as_the_images_that_are_prepared_from_them(make_step, make_config):
+    rng, config = np.random.default_rng(0), make_config(batch_size=4)
+    pixels, targets = rng.integers(0, 256, (4, 3, 1, 2), dtype=np.uint8), np.eye(4, dtype=np.float32)
+    boxes = tuple(Tensor(mask) for mask in (
+        *box_masks([[(0, 0, 1, 1)], [], [], []], 1, (1, 2)), *box_masks([[(0, 1, 1, 2)]] * 4, 1, (1, 2)),
+    ))  # fmt: skip
+    prepare_images = PrepareImages(config.data)
+    prepared = prepare_images(Tensor(pixels), *boxes).asnumpy()
+    weights, losses = [], []
+    for inputs in ((Tensor(pixels), Tensor(targets), None, *boxes), (Tensor(prepared), Tensor(targets))):
+        step = make_step(prepare_images=prepare_images)
+        losses.append([float(step(*inputs).asnumpy()[1]) for _ in range(3)])
+        weights.append(weights_of(step))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for ours, reference in zip(*weights):
+        np.testing.assert_allclose(ours, reference, atol=1e-6)
+    unmixed = prepare_images.normalize(Tensor(pixels)).asnumpy()
+    assert np.abs(prepared - unmixed).max() > 0.1, "the boxes make a difference"
 
 
 def test_loss_scale_on_and_off_give_the_same_weights(make_step, batch):

@@ -12,8 +12,7 @@ from typing import Optional
 import numpy as np
 
 from focal.config.schema import AugmentConfig
-
-Box = tuple[int, int, int, int]  # top, left, bottom, right
+from focal.data.transforms.boxes import Box, box_masks
 
 
 @dataclass(frozen=True)
@@ -72,23 +71,15 @@ def _draw_box(lam: float, image_hw: tuple[int, int], rng: np.random.Generator) -
     return top, left, bottom, right
 
 
-def apply_mix(images: np.ndarray, mix: Mix) -> None:
-    """Mix images, float32 (B, C, H, W), with their reverse along B, in place."""
-    for i in range(len(images) // 2):
-        j = len(images) - 1 - i
-        if mix.lam[i] == 1.0 and mix.lam[j] == 1.0:
-            continue
-        original = images[i].copy()
-        _mix_one(images[i], images[j], mix.lam[i], mix.boxes[i])
-        _mix_one(images[j], original, mix.lam[j], mix.boxes[j])
+def partner_masks(mix: Mix, image_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Masks over rows, float32 (B, 1, H, 1), and columns, (B, 1, 1, W), whose product is the partner's weight.
 
-
-def _mix_one(image: np.ndarray, partner: np.ndarray, lam: float, box: Optional[Box]) -> None:
-    if box is not None:
-        top, left, bottom, right = box
-        image[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
-    elif lam != 1.0:
-        image += np.float32(1.0 - lam) * (partner - image)
+    With x for a pixel and p for the partner's, x + weight * (p - x) is the mixed one: the weight is 1 in a pasted box,
+    and 1 - lam everywhere if the two are added.
+    """
+    rows, columns = box_masks([[box or (0, 0, *image_hw)] for box in mix.boxes], 1, image_hw)
+    weights = [1.0 if box else 1.0 - lam for lam, box in zip(mix.lam, mix.boxes)]
+    return rows * np.array(weights, np.float32)[:, None, None, None], columns
 
 
 def mixed_targets(labels: np.ndarray, lam: np.ndarray, num_classes: int, smoothing: float) -> np.ndarray:

@@ -7,10 +7,12 @@ from typing import Any, Callable
 
 import numpy as np
 import pytest
+from mindspore import Tensor
 from PIL import Image
 
 from focal.config.schema import Config
 from focal.data import EvalData, TrainData, check_data, load_eval_image
+from focal.data.transforms.on_device import PrepareImages
 
 Load = Callable[..., tuple[np.ndarray, np.ndarray]]  # settings -> images and targets
 PLAIN = {"auto_augment": "none", "color_jitter": 0.0, "re_prob": 0.0, "mix_up": 0.0, "cutmix": 0.0, "hflip": 0.0,
@@ -18,13 +20,14 @@ PLAIN = {"auto_augment": "none", "color_jitter": 0.0, "re_prob": 0.0, "mix_up": 
 
 
 @pytest.fixture
-def load(image_folder: Path, make_config: Callable[..., Config]) -> Load:
-    """Makes the first training batch with the given settings."""
+def load(image_folder: Path, make_config: Callable[..., Config], pynative_mode: None) -> Load:
+    """Makes the first training batch with the given settings: images as the network sees them, and targets."""
 
     def first_batch(**changes: Any) -> tuple[np.ndarray, np.ndarray]:
         config = make_config(**changes)
-        images, targets, _, _ = TrainData(config, check_data(config, str(image_folder))).load_batch(0, 0)
-        return images, targets
+        (images, targets, _, *boxes), _ = TrainData(config, check_data(config, str(image_folder))).load_batch(0, 0)
+        assert images.dtype == np.uint8 and images.flags.c_contiguous
+        return PrepareImages(config.data)(Tensor(images), *map(Tensor, boxes)).asnumpy(), targets
 
     return first_batch
 
@@ -79,7 +82,7 @@ def test_color_jitter_is_ignored_with_auto_augment(load: Load) -> None:
 
 def test_batch_has_the_configured_shape_and_label_smoothing(load: Load) -> None:
     images, targets = load(batch_size=6, image_size=(24, 40), label_smoothing=0.3)
-    assert images.shape == (6, 3, 24, 40) and images.dtype == np.float32 and images.flags.c_contiguous
+    assert images.shape == (6, 3, 24, 40) and images.dtype == np.float32
     np.testing.assert_allclose(targets.min(axis=1), 0.1, atol=1e-6)
     np.testing.assert_allclose(targets.sum(axis=1), 1.0, atol=1e-6)
 
@@ -102,10 +105,11 @@ def test_evaluation_image_is_the_same_alone_and_in_a_batch(
     assert labels.tolist() == [0, 1, 1, 1] and valid.tolist() == [1, 1, 1, 1]
     for place in range(4):
         alone = load_eval_image(layout.val.name(4 + place), config)
-        assert alone.dtype == np.float32 and (alone == images[place]).all()
+        assert alone.dtype == np.float32 and images.dtype == np.uint8
+        np.testing.assert_allclose(alone, _normalized(images[place].transpose(1, 2, 0)), atol=1e-5)
     # 48 x 40 -> shorter side int(32 / 0.8) = 40: unchanged, then the centre.
     pixels = np.asarray(Image.open(layout.val.name(4)))[4:36, 8:40]
-    np.testing.assert_allclose(images[0], _normalized(pixels), atol=1e-5)
+    assert (images[0].transpose(1, 2, 0) == pixels).all()
 
 
 @pytest.mark.parametrize("change", [{"crop_ratio": 0.6}, {"interpolation": "bilinear"}])
