@@ -11,6 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
+from focal.checkpoint.class_names import ClassNames
 from focal.checkpoint.files import Checkpoint
 from focal.checkpoint.weights import refresh_tables
 from focal.config import Config, ConfigError, load_config, to_flat_dict
@@ -88,13 +89,16 @@ def weights_only(tensors: dict[str, np.ndarray], state: TrainState) -> dict[str,
     return {name: value for name, value in tensors.items() if name in names}
 
 
-def make_meta(config: Config, progress: Progress, world_size: int, batches_per_epoch: int) -> dict[str, Any]:
-    """Metadata of a checkpoint: progress, settings, number of devices, micro-batches per epoch and rank."""
+def make_meta(
+    config: Config, progress: Progress, world_size: int, batches_per_epoch: int, class_names: ClassNames = None
+) -> dict[str, Any]:
+    """Metadata of a checkpoint: progress, settings, devices, micro-batches per epoch and rank, class names by label."""
     return {
         "progress": dataclasses.asdict(progress),
         "config": to_flat_dict(config),
         "world_size": world_size,
         "steps_per_epoch": batches_per_epoch,  # named so since before a step was an update of the weights
+        "class_names": None if class_names is None else list(class_names),
     }
 
 
