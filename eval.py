@@ -37,7 +37,9 @@ def check(config: Config) -> None:
 
 def evaluate_checkpoint(job: Job) -> int:
     """Load the weights, evaluate them on val and report; return the exit code."""
-    from focal.checkpoint.weights import assign_weights, read_weights
+    from focal.checkpoint.class_names import check_class_names, class_names_of
+    from focal.checkpoint.files import read_checkpoint
+    from focal.checkpoint.weights import assign_weights, select_weights
     from focal.data import EvalData, check_data
     from focal.data.transforms.on_device import Normalize
     from focal.evaluation import EvalStep, evaluate
@@ -45,14 +47,17 @@ def evaluate_checkpoint(job: Job) -> int:
     from focal.models.inference import prepare_for_evaluation
 
     config, device = job.config, job.device
-    checkpoint = str(config.run.pretrained)
-    weights = read_weights(checkpoint, config.run.use_ema)
+    path = str(config.run.pretrained)
+    checkpoint = read_checkpoint(Path(path))
+    weights = select_weights(checkpoint, config.run.use_ema)
 
     layout = check_data(config, job.storage.data_folder(), splits=("val",))
+    saved_names, allowed = class_names_of(checkpoint.meta), config.run.allow_config_change
+    check_class_names("pretrained", path, saved_names, layout.known_class_names, allowed)
     data = EvalData(config, layout, device.rank, device.world_size)
 
     network = create_model(config)
-    logger.info("%s: %s", checkpoint, assign_weights(network, weights, checkpoint))
+    logger.info("%s: %s", path, assign_weights(network, weights, path))
     prepare_for_evaluation(network, config.step)
 
     result = evaluate(EvalStep(network, Normalize(config.data)), data, config.data.skip_unreadable)

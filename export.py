@@ -30,7 +30,10 @@ def main() -> Optional[int]:
 def export(config: Config) -> int:
     """Check the job, build the network, export it and compare the file with it; return the exit code."""
     # MindSpore takes seconds to import: not before the command line is known to be right.
-    from focal.checkpoint.weights import load_weights
+    from focal.checkpoint.class_names import class_names_of
+    from focal.checkpoint.files import read_checkpoint
+    from focal.checkpoint.weights import load_checkpoint
+    from focal.data import find_class_names
     from focal.distributed.device import setup_device
     from focal.distributed.logging import setup_logging
     from focal.distributed.versions import check_versions
@@ -43,14 +46,23 @@ def export(config: Config) -> int:
     check_versions()
 
     network = create_model(config)
-    assert config.run.pretrained is not None
-    load_weights(network, config.run.pretrained, config.run.use_ema)
-    difference = export_network(network, config, path, load_images(paths, config))
+    checkpoint = read_checkpoint(Path(str(config.run.pretrained)))
+    load_checkpoint(network, checkpoint, config.run.use_ema)
+    class_names = class_names_of(checkpoint.meta)
+    if class_names is None:  # weights from elsewhere: the names of the data, if it has as many classes
+        found = find_class_names(config.data.data_url)
+        class_names = found if len(found) == config.model.num_classes else None
+    difference = export_network(network, config, path, load_images(paths, config), class_names)
 
     print(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+    print(f"class names: {_first(class_names) if class_names else 'not known'}")
     if config.run.file_format != "AIR":
         print(f"largest difference of logits on {len(paths)} images: {difference:.1e}")
     return 0
+
+
+def _first(names: tuple[str, ...], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 if __name__ == "__main__":

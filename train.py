@@ -34,7 +34,9 @@ def train(job: Job) -> int:
     train_step = build_train_step(config, network, train_data.batches_per_epoch, device)
     eval_step = EvalStep(network, Normalize(config.data))
 
-    progress = resume_state(config, train_step, train_data.batches_per_epoch, device, storage.output_folder)
+    progress = resume_state(
+        config, train_step, train_data.batches_per_epoch, device, storage.output_folder, layout.known_class_names
+    )
     outputs = open_outputs(config, device, progress, train_data.batches_per_epoch, storage)
 
     trainer = Trainer(config, device, train_step, eval_step, train_data, eval_data, progress, outputs, job.stop)

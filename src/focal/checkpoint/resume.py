@@ -10,6 +10,7 @@ from typing import Any, Optional
 import mindspore as ms
 from mindspore import Tensor
 
+from focal.checkpoint.class_names import ClassNames
 from focal.checkpoint.files import EMA_PREFIX, Checkpoint
 from focal.checkpoint.train_state import TrainState
 from focal.checkpoint.weights import refresh_tables
@@ -51,13 +52,16 @@ class Progress:
         return self.epoch + self.micro_batches / micro_batches_per_epoch
 
 
-def make_meta(config: Config, progress: Progress, world_size: int, batches_per_epoch: int) -> dict[str, Any]:
-    """Metadata of a checkpoint: progress, settings, number of devices, micro-batches per epoch and rank."""
+def make_meta(
+    config: Config, progress: Progress, world_size: int, batches_per_epoch: int, class_names: ClassNames = None
+) -> dict[str, Any]:
+    """Metadata of a checkpoint: progress, settings, devices, micro-batches per epoch and rank, class names by label."""
     return {
         "progress": dataclasses.asdict(progress),
         "config": to_flat_dict(config),
         "world_size": world_size,
         "steps_per_epoch": batches_per_epoch,  # named so since before a step was an update of the weights
+        "class_names": None if class_names is None else list(class_names),
     }
 
 

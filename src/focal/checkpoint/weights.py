@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from focal.checkpoint.files import EMA_PREFIX, CheckpointError, read_checkpoint
+from focal.checkpoint.files import EMA_PREFIX, Checkpoint, CheckpointError, read_checkpoint
 from focal.checkpoint.official import KEY_INDICES, set_key_indices
 from focal.errors import UserError
 from focal.models.layers import RANDOM_COUNTER
@@ -39,16 +39,27 @@ class LoadReport:
 
 
 def read_weights(path: str, use_ema: bool = False) -> dict[str, np.ndarray]:
-    """Weights of a checkpoint by official parameter name.
+    """Weights of a checkpoint file by official parameter name; see `select_weights`.
 
     Args:
         path: a checkpoint of train.py, or plain weights under official names (scripts/convert_weights.py).
-        use_ema: read the EMA weights; parameters without an average (frozen ones) are read as they are.
 
     Raises:
         CheckpointError: the file does not exist, is not a whole checkpoint, or holds no EMA weights.
     """
-    checkpoint = read_checkpoint(Path(path))
+    return select_weights(read_checkpoint(Path(path)), use_ema)
+
+
+def select_weights(checkpoint: Checkpoint, use_ema: bool = False) -> dict[str, np.ndarray]:
+    """Weights of a checkpoint by official parameter name, without optimizer state and counters.
+
+    Args:
+        use_ema: take the EMA weights; parameters without an average (frozen ones) are taken as they are.
+
+    Raises:
+        CheckpointError: there are no EMA weights.
+    """
+    path = checkpoint.path
     averages = {
         name[len(EMA_PREFIX) :]: value for name, value in checkpoint.tensors.items() if name.startswith(EMA_PREFIX)
     }
@@ -125,9 +136,14 @@ def refresh_tables(network: nn.Cell) -> None:
 
 
 def load_weights(network: nn.Cell, path: str, use_ema: bool = False) -> None:
-    """Fill `network` from a checkpoint, exactly, for evaluation or export; see `read_weights`, `assign_weights`."""
-    report = assign_weights(network, read_weights(path, use_ema), path)
-    logger.info("%s (%s weights): %s", path, "EMA" if use_ema else "raw", report)
+    """Fill `network` from a checkpoint file, exactly, for evaluation or export; see `assign_weights`."""
+    load_checkpoint(network, read_checkpoint(Path(path)), use_ema)
+
+
+def load_checkpoint(network: nn.Cell, checkpoint: Checkpoint, use_ema: bool = False) -> None:
+    """As `load_weights`, from a checkpoint that has been read."""
+    report = assign_weights(network, select_weights(checkpoint, use_ema), str(checkpoint.path))
+    logger.info("%s (%s weights): %s", checkpoint.path, "EMA" if use_ema else "raw", report)
 
 
 def freeze_stages(network: nn.Cell, stages: int) -> list[str]:

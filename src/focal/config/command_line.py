@@ -58,6 +58,18 @@ def config_and_arguments(
     Raises:
         ConfigError: see `config_from_command_line`.
     """
+    given, own = parse_flags(argv, description, add_arguments)
+    return _load(given, defaults or {}), own
+
+
+def parse_flags(
+    argv: Sequence[str], description: str, add_arguments: Callable[[argparse.ArgumentParser], None]
+) -> tuple[dict[str, Any], argparse.Namespace]:
+    """The keys that flags give, `config` among them, and the script's own arguments; see `config_and_arguments`.
+
+    Raises:
+        ConfigError: a flag is unknown.
+    """
     parser = _make_parser(description, add_arguments)
     parsed, unknown = parser.parse_known_intermixed_args([_with_underscores(argument) for argument in argv])
     if unknown:
@@ -65,7 +77,29 @@ def config_and_arguments(
     keys = {"config", *all_keys()}
     given = {name: value for name, value in vars(parsed).items() if name in keys}
     own = {name: value for name, value in vars(parsed).items() if name not in keys}
-    return _load(given, defaults or {}), argparse.Namespace(**own)
+    return given, argparse.Namespace(**own)
+
+
+def config_for_model(given: Mapping[str, Any], model_keys: Mapping[str, Any]) -> Config:
+    """The configuration for a model file that states its own settings.
+
+    Precedence: defaults, the YAML file if `--config` names one, the model file, other flags.
+
+    Args:
+        given: the keys that flags give, from `parse_flags`.
+        model_keys: what the model file says of itself; if that is nothing, the YAML file is as for training.
+
+    Raises:
+        ConfigError: see `load_config`; also if `--arch` is not the model's.
+    """
+    flags = dict(given)
+    if not model_keys:
+        return _load(flags, {})
+    if flags.get("arch", model_keys["arch"]) != model_keys["arch"]:
+        raise ConfigError(f"arch: {flags['arch']}, but the model file holds {model_keys['arch']}; omit --arch")
+    config_file = flags.pop("config", None)
+    file_keys = read_keys(Path(config_file)) if config_file is not None else {}
+    return load_config({**file_keys, **model_keys}, flags)
 
 
 def _load(given: dict[str, Any], defaults: Mapping[str, Any]) -> Config:

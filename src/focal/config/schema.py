@@ -310,7 +310,10 @@ class RunConfig:
         None, "Checkpoint to resume from; auto means the newest intact one in train_url.", may_change=True
     )
     allow_config_change: bool = key(
-        False, "Resume even if settings that affect the training have changed.", may_change=True
+        False,
+        "Resume even if settings that affect the training or the names of the classes have changed; eval.py: evaluate "
+        "data whose class names differ from the checkpoint's.",
+        may_change=True,
     )
     eval_every: int = key(1, "Epochs between evaluations.", low=1, may_change=True)
     save_every: int = key(1, "Epochs between checkpoints.", low=1, may_change=True)

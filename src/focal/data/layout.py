@@ -18,12 +18,23 @@ logger = logging.getLogger("focal")
 
 @dataclass(frozen=True)
 class DataLayout:
-    """The splits found in a data folder; a split that was not asked for is None."""
+    """The splits found in a data folder; a split that was not asked for is None.
+
+    Attributes:
+        class_names: by label.
+        named: False if the names are only the labels' numbers, because MindRecord files came without classes.json.
+    """
 
     folder: str
     class_names: tuple[str, ...]
     train: Optional[ImageSource]
     val: Optional[ImageSource]
+    named: bool = True
+
+    @property
+    def known_class_names(self) -> Optional[tuple[str, ...]]:
+        """The class names by label, None if the data does not name its classes."""
+        return self.class_names if self.named else None
 
 
 def check_data(config: Config, data_folder: str, splits: Sequence[str] = ("train", "val")) -> DataLayout:
@@ -102,10 +113,11 @@ def _mindrecord_layout(root: str, splits: Sequence[str]) -> DataLayout:
         if not len(source):
             raise UserError(f"data_url: {os.path.join(root, split)}.mindrecord* hold no image; write them again")
     largest = max(int(source.labels.max()) for source in sources.values())
-    class_names = read_class_names(root) or tuple(str(label) for label in range(largest + 1))
+    names = read_class_names(root)
+    class_names = names or tuple(str(label) for label in range(largest + 1))
     if largest >= len(class_names):
         raise UserError(f"data_url: {root} has label {largest}, but {len(class_names)} names in its {CLASSES_FILE}")
-    return DataLayout(root, class_names, sources.get("train"), sources.get("val"))
+    return DataLayout(root, class_names, sources.get("train"), sources.get("val"), named=bool(names))
 
 
 def _folder_layout(root: str, splits: Sequence[str]) -> DataLayout:

@@ -61,6 +61,7 @@ class TrainData:
 
     Attributes:
         class_names: by label.
+        known_class_names: the same, but None if the data does not name its classes.
         num_images: of the whole split, all ranks together.
         batches_per_epoch: batches per rank and epoch; images that do not fill a batch on every rank are left out,
             different ones in each epoch.
@@ -78,6 +79,7 @@ class TrainData:
     def __init__(self, config: Config, layout: DataLayout, rank: int = 0, world_size: int = 1) -> None:
         assert layout.train is not None, "check_data was not asked for train"
         self.class_names = layout.class_names
+        self.known_class_names = layout.known_class_names
         self.num_images = len(layout.train)
         self._source = layout.train
         self._data = config.data

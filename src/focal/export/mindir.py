@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, TypeVar
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
+from focal.checkpoint.class_names import ClassNames
 from focal.checkpoint.paths import check_output_file
 from focal.config import Config
 from focal.data import load_eval_image
 from focal.data.folder import IMAGE_EXTENSIONS
 from focal.errors import UserError, one_line
+from focal.export.description import ModelDescription, describe, from_entries, to_entries
 from focal.export.onnx_graph import import_optional
 from focal.export.onnx_network import write_onnx
 from focal.files import atomic_write
@@ -27,6 +30,7 @@ SUFFIXES = {"MINDIR": ".mindir", "AIR": ".air", "ONNX": ".onnx"}
 MAX_DIFFERENCE = 1e-4  # absolute, between the logits of the file and of the network
 CHECK_IMAGES = 8
 
+_Loaded = TypeVar("_Loaded")
 Runner = Callable[[np.ndarray], np.ndarray]  # images (B, 3, H, W) float32 -> logits (B, num_classes)
 
 
@@ -83,7 +87,9 @@ def load_images(paths: list[str], config: Config) -> np.ndarray:
     return np.stack([load_eval_image(path, config) for path in paths])
 
 
-def export_network(network: FocalTransformer, config: Config, path: Path, images: np.ndarray) -> float:
+def export_network(
+    network: FocalTransformer, config: Config, path: Path, images: np.ndarray, class_names: ClassNames = None
+) -> float:
     """Write `network` to `path`, load the file back and compare logits on `images`.
 
     The file takes its name only if it agrees.
@@ -92,6 +98,7 @@ def export_network(network: FocalTransformer, config: Config, path: Path, images
         network: in float32, with weights loaded. It is prepared for export in place.
         path: file to write.
         images: (B, 3, H, W) float32.
+        class_names: by label, for the file's metadata.
 
     Returns:
         Largest absolute difference of the logits; NaN for AIR, which only its own tools can run.
@@ -104,11 +111,12 @@ def export_network(network: FocalTransformer, config: Config, path: Path, images
     expected = np.concatenate([network(Tensor(image[None])).asnumpy() for image in images])  # (B, num_classes)
     prepare_for_export(network)
     network.compile_cache.clear()
+    entries = to_entries(describe(config, class_names))
     with atomic_write(path) as draft:
         if file_format == "ONNX":
-            write_onnx(network, images.shape[1:], draft)
+            write_onnx(network, images.shape[1:], draft, entries)
         else:
-            _write_with_mindspore(network, file_format, images.shape[1:], draft)
+            _write_with_mindspore(network, file_format, images.shape[1:], draft, entries)
         if file_format == "AIR":
             return float("nan")
         run = open_exported(draft)
@@ -122,12 +130,58 @@ def export_network(network: FocalTransformer, config: Config, path: Path, images
     return difference
 
 
-def _write_with_mindspore(network: nn.Cell, file_format: str, image_shape: tuple[int, ...], path: Path) -> None:
+def _write_with_mindspore(
+    network: nn.Cell, file_format: str, image_shape: tuple[int, ...], path: Path, entries: dict[str, str]
+) -> None:
     """MINDIR or AIR, by way of a scratch folder: MindSpore refuses paths with spaces or letters beyond ASCII."""
+    image = Tensor(np.zeros((1, *image_shape), np.float32))
+    # Only MINDIR has a place for entries.
+    options = {"custom_func": lambda model: _add_user_info(model, entries)} if file_format == "MINDIR" else {}
     with tempfile.TemporaryDirectory() as scratch:
         file = os.path.join(scratch, "network")
-        ms.export(network, Tensor(np.zeros((1, *image_shape), np.float32)), file_name=file, file_format=file_format)
+        ms.export(network, image, file_name=file, file_format=file_format, **options)
         shutil.move(file + path.suffix, path)
+
+
+def read_description(path: Path) -> ModelDescription:
+    """What an exported file says of itself; an empty description if it says nothing, as files of earlier versions do.
+
+    Raises:
+        UserError: the file is missing or damaged, or ONNX Runtime, which reads ONNX files, is not installed.
+    """
+    return from_entries(_load(path, {".mindir": _mindir_entries, ".onnx": _onnx_entries}))
+
+
+def _add_user_info(model: Any, entries: Mapping[str, str]) -> None:
+    """Add entries to the map `user_info` of a MINDIR message.
+
+    MindSpore's generated code is older than today's protobuf packages, and with some of them maps come as lists of
+    entries. The bytes of both are the same.
+    """
+    if hasattr(model.user_info, "update"):
+        model.user_info.update(entries)
+        return
+    for key, value in entries.items():
+        entry = model.user_info.add()
+        entry.key, entry.value = key, value
+
+
+def _mindir_entries(path: Path) -> dict[str, str]:
+    from mindspore.train.mind_ir_pb2 import ModelProto
+
+    model = ModelProto()
+    model.ParseFromString(path.read_bytes())
+    if hasattr(model.user_info, "items"):
+        return dict(model.user_info)
+    return {entry.key: entry.value for entry in model.user_info}
+
+
+def _onnx_entries(path: Path) -> dict[str, str]:
+    runtime = import_optional("onnxruntime")
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL  # nothing will be run
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return dict(session.get_modelmeta().custom_metadata_map)
 
 
 def open_exported(path: Path) -> Runner:
@@ -136,18 +190,7 @@ def open_exported(path: Path) -> Runner:
     Raises:
         UserError: the file is missing or cannot be loaded, or the package that runs it is missing.
     """
-    openers = {".mindir": _open_mindir, ".onnx": _open_onnx}
-    if not path.is_file():
-        raise UserError(f"model: {path} does not exist")
-    if path.suffix not in openers:
-        raise UserError(f"model: {path}: cannot run files ending in {path.suffix}; known are {', '.join(openers)}")
-    try:
-        run = openers[path.suffix](path)
-    except UserError:
-        raise
-    except Exception as error:
-        kind = path.suffix[1:].upper()
-        raise UserError(f"model: {path} is not a complete {kind} file ({one_line(error, 160)})") from None
+    run = _load(path, {".mindir": _open_mindir, ".onnx": _open_onnx})
 
     def run_or_explain(images: np.ndarray) -> np.ndarray:
         try:
@@ -159,6 +202,21 @@ def open_exported(path: Path) -> Runner:
             ) from None
 
     return run_or_explain
+
+
+def _load(path: Path, loaders: Mapping[str, Callable[[Path], _Loaded]]) -> _Loaded:
+    """What the loader for the file's suffix makes of it."""
+    if not path.is_file():
+        raise UserError(f"model: {path} does not exist")
+    if path.suffix not in loaders:
+        raise UserError(f"model: {path}: cannot run files ending in {path.suffix}; known are {', '.join(loaders)}")
+    try:
+        return loaders[path.suffix](path)
+    except UserError:
+        raise
+    except Exception as error:
+        kind = path.suffix[1:].upper()
+        raise UserError(f"model: {path} is not a complete {kind} file ({one_line(error, 160)})") from None
 
 
 def _open_mindir(path: Path) -> Runner:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 import numpy as np
 
 from focal.errors import UserError
 
-OPSET = 20  # the first with Gelu; LayerNormalization came with 17
-IR_VERSION = 9  # ONNX Runtime reads it from version 1.17 on
+# The first opset with LayerNormalization, and that of ONNX 1.12, the newest that Ascend's converter (ATC) documents.
+OPSET = 17
+IR_VERSION = 8  # of ONNX 1.12 as well
 
 
 def import_optional(package: str) -> Any:
@@ -23,7 +25,7 @@ def import_optional(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise UserError(f"file_format: ONNX needs the {package} package; run pip install onnx onnxruntime") from None
+        raise UserError(f"{package}: not installed, and ONNX files need it; run pip install onnx onnxruntime") from None
 
 
 class OnnxGraph:
@@ -70,8 +72,19 @@ class OnnxGraph:
     def layer_norm(self, x: str, weight: np.ndarray, bias: np.ndarray, epsilon: float) -> str:
         return self.node("LayerNormalization", x, self.constant(weight), self.constant(bias), axis=-1, epsilon=epsilon)
 
-    def model(self, inputs: dict[str, Sequence[Any]], outputs: dict[str, Sequence[Any]]) -> Any:
-        """The finished model; shapes may hold names of dynamic dimensions."""
+    def gelu(self, x: str) -> str:
+        """The exact GELU, x * (1 + erf(x / sqrt(2))) / 2.
+
+        ONNX has an operator for it only from opset 20 on; ONNX Runtime fuses these nodes into one.
+        """
+        one, half, root = (self.constant(np.array(value, np.float32)) for value in (1.0, 0.5, math.sqrt(2.0)))
+        twice_cdf = self.node("Add", self.node("Erf", self.node("Div", x, root)), one)
+        return self.node("Mul", self.node("Mul", x, twice_cdf), half)
+
+    def model(
+        self, inputs: dict[str, Sequence[Any]], outputs: dict[str, Sequence[Any]], metadata: Mapping[str, str]
+    ) -> Any:
+        """The finished model; shapes may hold names of dynamic dimensions, `metadata` becomes its metadata_props."""
         helper, float32 = self.onnx.helper, self.onnx.TensorProto.FLOAT
         infos = [
             [helper.make_tensor_value_info(name, float32, list(shape)) for name, shape in side.items()]
@@ -79,5 +92,6 @@ class OnnxGraph:
         ]
         graph = helper.make_graph(self.nodes, "focal_transformer", *infos, initializer=self.initializers)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        helper.set_model_props(model, dict(metadata))
         self.onnx.checker.check_model(model)
         return model

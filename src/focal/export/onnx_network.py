@@ -1,7 +1,7 @@
 """A Focal Transformer as an ONNX graph, with the network's own tables and order of tokens (focal_keys.py).
 
 MindSpore's own ONNX export refuses Erf, so the graph is written here, node by node. The position bias and the scale of
-the queries are folded into constants, the batch size is dynamic, and GELU is exact (the operator Gelu).
+the queries are folded into constants, the batch size is dynamic, and GELU is exact (the operator Erf).
 
 Shape legend: B batch; N tokens of a stage, T with pooled tokens; C channels; h heads, d = C / h; G groups of Q queries
 and K keys; P pooled tokens of s * s tokens each.
@@ -9,6 +9,7 @@ and K keys; P pooled tokens of s * s tokens each.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -23,10 +24,15 @@ from focal.models.layers import PatchEmbed
 from focal.models.window_pooling import WindowPooling
 
 
-def write_onnx(network: FocalTransformer, image_shape: tuple[int, ...], path: Path) -> None:
+def write_onnx(
+    network: FocalTransformer, image_shape: tuple[int, ...], path: Path, metadata: Optional[Mapping[str, str]] = None
+) -> None:
     """Write `network` (weights loaded, float32) for images (B, *image_shape) to `path`.
 
     Inputs and outputs of the file: `images` (batch, channels, height, width), `logits` (batch, num_classes).
+
+    Args:
+        metadata: texts for the file's metadata_props, see description.py.
 
     Raises:
         UserError: the onnx package is missing.
@@ -37,12 +43,12 @@ def write_onnx(network: FocalTransformer, image_shape: tuple[int, ...], path: Pa
         x = graph.node("Add", x, graph.constant(_array(network.absolute_pos_embed)))
     for stage in network.layers:
         x = _stage(graph, x, stage)
-    x = graph.node("ReduceMean", _norm(graph, x, network.norm), graph.constant(np.array([1])), keepdims=0)  # (B, C)
+    x = graph.node("ReduceMean", _norm(graph, x, network.norm), axes=[1], keepdims=0)  # (B, C)
     if network.head is not None:
         x = _dense(graph, x, network.head)
     graph.node("Identity", x, outputs=["logits"])
     classes = network.head.out_channels if network.head is not None else network.norm.gamma.size
-    model = graph.model({"images": ("batch", *image_shape)}, {"logits": ("batch", classes)})
+    model = graph.model({"images": ("batch", *image_shape)}, {"logits": ("batch", classes)}, metadata or {})
     import_optional("onnx").save(model, str(path))
 
 
@@ -105,7 +111,7 @@ def _block(graph: OnnxGraph, x: str, block: FocalBlock) -> str:
     if isinstance(block.unroll, GatherRows):
         branch = graph.gather(branch, block.unroll.table.asnumpy())
     x = graph.node("Add", x, _scaled(graph, branch, block.gamma_1))
-    hidden = graph.node("Gelu", _dense(graph, _norm(graph, x, block.norm2), block.mlp.fc1), approximate="none")
+    hidden = graph.gelu(_dense(graph, _norm(graph, x, block.norm2), block.mlp.fc1))
     return graph.node("Add", x, _scaled(graph, _dense(graph, hidden, block.mlp.fc2), block.gamma_2))
 
 
@@ -124,11 +130,10 @@ def _pool(graph: OnnxGraph, x: str, pool: WindowPooling) -> str:
         x = graph.reshape(x, 0, pooled, channels)
         return x if pool.method == "mean" else graph.node("Add", x, graph.constant(_array(pool.bias)))
     x = graph.reshape(x, 0, area, pooled, channels)
-    axis = graph.constant(np.array([1]))
     if pool.method == "max":
-        return graph.node("ReduceMax", x, axis, keepdims=0)
+        return graph.node("ReduceMax", x, axes=[1], keepdims=0)
     weight = graph.constant(_array(pool.weight).reshape(channels, area).T.reshape(1, area, 1, channels))
-    x = graph.node("ReduceSum", graph.node("Mul", x, weight), axis, keepdims=0)
+    x = graph.node("ReduceSum", graph.node("Mul", x, weight), graph.constant(np.array([1])), keepdims=0)
     return graph.node("Add", x, graph.constant(_array(pool.bias)))
 
 

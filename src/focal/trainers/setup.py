@@ -10,6 +10,7 @@ from typing import Optional
 import mindspore as ms
 from mindspore import nn
 
+from focal.checkpoint.class_names import ClassNames, check_class_names, class_names_of
 from focal.checkpoint.files import Checkpoint, CheckpointError, read_checkpoint
 from focal.checkpoint.paths import set_aside_earlier_results
 from focal.checkpoint.resume import Progress, restore, share_state
@@ -70,19 +71,30 @@ def build_train_step(config: Config, network: nn.Cell, batches_per_epoch: int, d
 
 
 def resume_state(
-    config: Config, train_step: TrainOneStep, batches_per_epoch: int, device: Device, output_folder: str
+    config: Config,
+    train_step: TrainOneStep,
+    batches_per_epoch: int,
+    device: Device,
+    output_folder: str,
+    class_names: ClassNames = None,
 ) -> Progress:
     """Restore the step from the checkpoint that `resume` names, if any; all ranks then hold the state of rank 0.
 
     Results of another training in `output_folder` are set aside.
 
+    Args:
+        batches_per_epoch: micro-batches per epoch, on each rank.
+        class_names: of the training data.
+
     Raises:
-        UserError: the checkpoint cannot be used, or settings that matter have changed.
+        UserError: the checkpoint cannot be used, or settings that matter or the names of the classes have changed.
     """
     progress = None
     if device.is_main:
         checkpoint = _find_checkpoint(config, output_folder)
         if checkpoint is not None:
+            saved_names = class_names_of(checkpoint.meta)
+            check_class_names("resume", checkpoint.path, saved_names, class_names, config.run.allow_config_change)
             progress = restore(checkpoint, train_step.state(), config, device.world_size, batches_per_epoch)
             logger.info(
                 "resumed from %s: epoch %d, micro-batch %d, step %d",

@@ -210,7 +210,10 @@ class Trainer:
         self.outputs.best.offer(score, tensors, {**self.meta(), "accuracy": values, "best_is_ema": use_ema})
 
     def meta(self) -> dict[str, Any]:
-        return make_meta(self.config, self.progress, self.device.world_size, self.train_data.batches_per_epoch)
+        data = self.train_data
+        return make_meta(
+            self.config, self.progress, self.device.world_size, data.batches_per_epoch, data.known_class_names
+        )
 
     def tensors(self) -> dict[str, np.ndarray]:
         return collect_tensors(self.train_step.state(), self.device.world_size)

@@ -47,6 +47,7 @@ def run(make_config, tmp_path, monkeypatch):
 
         class Data:
             batches_per_epoch = STEPS_PER_EPOCH
+            known_class_names = ("a", "b", "c", "d")
 
             def take_replaced(self):
                 return 0
