@@ -79,7 +79,8 @@ def read_launches(graph: Path) -> list[Launch]:
         graph: as MindSpore's pass hwopt_d_after_stream_assign dumps it, with the dumps of actors in a folder beside it;
             without them the order is the graph's.
     """
-    order = _order_of_actors(graph.parent / "actor_set")
+    number = (graph.stem.split("_")[-2:-1] or ["0"])[0]  # hwopt_d_after_stream_assign_NUMBER_PASS.ir
+    order = _order_of_actors(graph.parent / "actor_set" / f"final_actor_set_kernel_graph_{number}.ir")
     launches: list[tuple[int, Launch]] = []
     place = 0
     for node in _nodes(graph):
@@ -91,12 +92,11 @@ def read_launches(graph: Path) -> list[Launch]:
     return [launch for _, launch in sorted(launches, key=lambda pair: pair[0])]
 
 
-def _order_of_actors(folder: Path) -> dict[str, int]:
-    order = {}
-    for path in sorted(folder.glob("final_actor_set_*.ir")):
-        with path.open(encoding="utf-8") as lines:
-            order.update({match[2]: int(match[1]) for match in map(_ACTOR.match, lines) if match})
-    return order
+def _order_of_actors(path: Path) -> dict[str, int]:
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8") as lines:
+        return {match[2]: int(match[1]) for match in map(_ACTOR.match, lines) if match}
 
 
 def _nodes(graph: Path) -> Iterator[list[str]]:

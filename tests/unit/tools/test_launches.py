@@ -8,6 +8,7 @@ import pytest
 
 from tools.ascend_dry_run.launches import Launch, describe, read_launches
 
+GRAPH_FILE = "hwopt_d_after_stream_assign_0_0575.ir"
 # A parameter copied, multiplied and gathered from; a fused kernel; a message; what the compiler keeps for itself.
 GRAPH = """# IR entry: @kernel_graph0
 %para1_w: <Ref[Tensor[Float32]], (32, 16), ref_key=w>  :  <Float32xDefaultFormat[const vector]{32, 16}>  :  IsWeight: true
@@ -67,8 +68,8 @@ ACTORS = """%4 = kernel_graph0:TensorMove-op0(%param_w)
 
 @pytest.fixture
 def launches(tmp_path: Path) -> list[Launch]:
-    (tmp_path / "graph.ir").write_text(GRAPH, encoding="utf-8")
-    return read_launches(tmp_path / "graph.ir")
+    (tmp_path / GRAPH_FILE).write_text(GRAPH, encoding="utf-8")
+    return read_launches(tmp_path / GRAPH_FILE)
 
 
 def test_a_kernel_is_a_node_with_types_on_the_device(launches: list[Launch]) -> None:
@@ -100,8 +101,8 @@ def test_operations_are_those_of_products(launches: list[Launch]) -> None:
 
 
 def test_the_order_is_that_of_the_actors_where_they_are_dumped(tmp_path: Path) -> None:
-    (tmp_path / "graph.ir").write_text(GRAPH, encoding="utf-8")
+    (tmp_path / GRAPH_FILE).write_text(GRAPH, encoding="utf-8")
     (tmp_path / "actor_set").mkdir()
     (tmp_path / "actor_set" / "final_actor_set_kernel_graph_0.ir").write_text(ACTORS, encoding="utf-8")
-    names = [launch.primitive for launch in read_launches(tmp_path / "graph.ir") if launch.bytes]
+    names = [launch.primitive for launch in read_launches(tmp_path / GRAPH_FILE) if launch.bytes]
     assert names == ["TensorMove", "Assign", "MatMul", "Gather", "AllReduce", "GraphKernel_Cast_Add_fusion"]
