@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
+from focal.config import load_config
+from focal.models.macs import actual_macs
 from tools.ascend_dry_run import rules
 from tools.ascend_dry_run.cases import ATLAS_910A, EVAL, FLASH, TRAIN, VARIATIONS, Case, small_case
 from tools.ascend_dry_run.result import DryRun
@@ -93,6 +96,21 @@ def test_no_operator_is_one_of_the_ai_cpu(runs, name):
 def test_gradients_travel_in_as_many_messages_as_there_are_buckets(runs, name):
     assert rules.unfused_all_reduces(runs[name]) == []
     assert len(runs[name].all_reduces) == 3  # of tensors with weight decay, of those without, and of the loss
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.ranks > 1])
+def test_the_last_graph_lists_every_kernel_that_the_log_names(runs, name):
+    listed = Counter(launch.primitive for launch in runs[name].launches)
+    assert listed == {primitive: found.count for primitive, found in runs[name].primitives.items()}
+
+
+def test_operations_of_the_last_graph_agree_with_the_models_own_count(runs):
+    """Matrix operations of forward and backward are three times those of the forward pass."""
+    case = CASES["version 2, train, O1, 8 ranks"]
+    forward = 2 * actual_macs(load_config(case.config, case.overrides).model) * case.batch
+    operations = sum(launch.operations for launch in runs["version 2, train, O1, 8 ranks"].launches)
+    # Not to the digit: the first convolution needs no gradient of the image (less), coordinate MLPs have some (more).
+    assert 2.6 * forward < operations < 3.3 * forward
 
 
 @each_case

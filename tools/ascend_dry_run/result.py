@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tools.ascend_dry_run.launches import Launch, read_launches, total_bytes
 
 COMPILING = "ASCEND DRY RUN: compiling"  # the line of the log from which on kernels belong to the graph
 
@@ -24,9 +25,6 @@ _KINDS = {
 _KERNEL = re.compile(r"kernel opname:(\w+), kernel type:(\w+)")
 _FALLBACK = re.compile(r"node is (\S+) should backoff")
 _NO_ADAPTER = re.compile(r"Can't find OpAdapter for (\w+)")
-_ALL_REDUCE = re.compile(r"^\s+%\d+\([^=]*\) = (?:PrimFunc_)?AllReduce\(")
-_DEVICE_TENSOR = re.compile(r"<(\w+?)x\w+\[const vector\]\{([^}]*)\}>")
-_BYTES = {"Float32": 4, "Float16": 2, "BFloat16": 2, "Int32": 4}
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,8 @@ class DryRun:
         primitives: by name.
         fallback_to_cpu: operators without a kernel for the chip, which the host would compute: their full names.
         without_adapter: operators that MindSpore cannot hand on to GE.
-        all_reduces: messages between ranks, in the graph's order.
+        launches: every kernel with its tensors, in the graph's order; none unless the graph was dumped.
+        all_reduces: the messages between ranks among them.
         peak_memory_bytes: of the dry-run step; workspaces of kernels, which only CANN knows, are missing.
         error: why the compilation or the dry-run step did not end; empty: it did.
         batch: images.
@@ -65,6 +64,7 @@ class DryRun:
     primitives: dict[str, Primitive] = field(default_factory=dict)
     fallback_to_cpu: tuple[str, ...] = ()
     without_adapter: tuple[str, ...] = ()
+    launches: tuple[Launch, ...] = ()
     all_reduces: tuple[AllReduce, ...] = ()
     peak_memory_bytes: int = 0
     error: str = ""
@@ -87,7 +87,7 @@ def read_dry_run(log: Path, graphs: Iterable[Path], result: dict[str, Any]) -> D
 
     Args:
         log: what it wrote.
-        graphs: its dumps of the graphs after the assignment of streams.
+        graphs: its dumps of the graphs after the assignment of streams, if it was told to dump them.
         result: its own account: the other attributes of DryRun.
     """
     kernels: Counter[tuple[str, str]] = Counter()
@@ -106,8 +106,13 @@ def read_dry_run(log: Path, graphs: Iterable[Path], result: dict[str, Any]) -> D
                 fallbacks.update(dict.fromkeys(_FALLBACK.findall(line)))
             elif "OpAdapter" in line:
                 missing.update(dict.fromkeys(_NO_ADAPTER.findall(line)))
-    reduces = [reduce for graph in graphs for reduce in _all_reduces(graph)]
-    return DryRun(_primitives(kernels), tuple(fallbacks), tuple(missing), tuple(reduces), **result)
+    launches = tuple(launch for graph in graphs for launch in read_launches(graph))
+    reduces = tuple(
+        AllReduce(len(launch.inputs), total_bytes(launch.inputs))
+        for launch in launches
+        if launch.primitive == "AllReduce"
+    )
+    return DryRun(_primitives(kernels), tuple(fallbacks), tuple(missing), launches, reduces, **result)
 
 
 def _primitives(kernels: Counter[tuple[str, str]]) -> dict[str, Primitive]:
@@ -117,19 +122,3 @@ def _primitives(kernels: Counter[tuple[str, str]]) -> dict[str, Primitive]:
         counts[name] += count
         kinds.setdefault(name, set()).add(kind)
     return {name: Primitive(count, "+".join(sorted(kinds[name]))) for name, count in counts.most_common()}
-
-
-def _all_reduces(graph: Path) -> Iterable[AllReduce]:
-    inside = False
-    with graph.open(encoding="utf-8") as lines:
-        for line in lines:
-            if _ALL_REDUCE.match(line):
-                inside = True
-            elif inside and "[const vector]" in line and "Tensor[" not in line:  # types and shapes on the device
-                tensors = _DEVICE_TENSOR.findall(line.partition(" -> ")[0])
-                yield AllReduce(len(tensors), sum(_size(dtype, shape) for dtype, shape in tensors))
-                inside = False
-
-
-def _size(dtype: str, shape: str) -> int:
-    return _BYTES[dtype] * math.prod(int(size) for size in shape.split(",") if size.strip())

@@ -31,13 +31,16 @@ _GRAPH = "hwopt_d_after_stream_assign"  # the last pass. All passes of a large n
 _OF_A_JOB = re.compile(r"MS_|RANK_|DEVICE_ID|MINDSPORE_HCCL|HCCL_|OMPI_|ASCEND_|GLOG_|LD_PRELOAD")
 
 
-def dry_runs(cases: Mapping[str, Case], keep: Optional[Path] = None, jobs: int = 0) -> dict[str, DryRun]:
+def dry_runs(
+    cases: Mapping[str, Case], keep: Optional[Path] = None, jobs: int = 0, list_kernels: bool = False
+) -> dict[str, DryRun]:
     """Compile every case. Returns their outcomes by the same names.
 
     Args:
         cases: by name.
         keep: folder that keeps logs and graphs, one folder per case; None: they are removed.
         jobs: processes at a time; 0: one per two processors, at least two.
+        list_kernels: fill in `DryRun.launches`, which is also done for several ranks.
 
     Raises:
         UserError: no dry run is possible on this machine; see stubs.py.
@@ -46,7 +49,8 @@ def dry_runs(cases: Mapping[str, Case], keep: Optional[Path] = None, jobs: int =
     jobs = jobs or max(2, (os.cpu_count() or 2) // 2)
     with ThreadPoolExecutor(jobs) as pool:
         folders = [keep / _file_name(name) if keep else None for name in cases]
-        return dict(zip(cases, pool.map(_dry_run, cases.values(), [stubs] * len(cases), folders)))
+        same = [stubs] * len(cases), folders, [list_kernels] * len(cases)
+        return dict(zip(cases, pool.map(_dry_run, cases.values(), *same)))
 
 
 def simulation_environment(stubs: Path, soc: str, ranks: int) -> dict[str, str]:
@@ -73,12 +77,13 @@ def simulation_environment(stubs: Path, soc: str, ranks: int) -> dict[str, str]:
     return environment
 
 
-def _dry_run(case: Case, stubs: Path, keep: Optional[Path]) -> DryRun:
+def _dry_run(case: Case, stubs: Path, keep: Optional[Path], list_kernels: bool) -> DryRun:
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         return _compile(case, stubs, keep, dump_graph=True)
     with tempfile.TemporaryDirectory(prefix="ascend_dry_run_") as folder:
-        return _compile(case, stubs, Path(folder), dump_graph=case.ranks > 1)  # for the sizes of all-reduces
+        dump_graph = list_kernels or case.ranks > 1  # for the sizes of all-reduces
+        return _compile(case, stubs, Path(folder), dump_graph)
 
 
 def _compile(case: Case, stubs: Path, folder: Path, dump_graph: bool) -> DryRun:
@@ -101,7 +106,8 @@ def _compile(case: Case, stubs: Path, folder: Path, dump_graph: bool) -> DryRun:
         result = json.loads(result_file.read_text(encoding="utf-8"))
     else:
         result = {"error": f"the process ended with code {code}: {_last_words(log)}"}
-    return read_dry_run(log, sorted((folder / "graphs").rglob(f"*{_GRAPH}*.ir")), result)
+    # Graphs are numbered from 0. Numbers from 4,000,000,000 on are single operators that ran outside the graph.
+    return read_dry_run(log, sorted((folder / "graphs").rglob(f"{_GRAPH}_[0-9]_*.ir")), result)
 
 
 def _last_words(log: Path) -> str:

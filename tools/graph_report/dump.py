@@ -45,12 +45,11 @@ class GraphRequest:
 
 @dataclass(frozen=True)
 class Graph:
-    """A compiled graph: its text, and what it is of. `sizes`: bytes of each bucket of gradients."""
+    """A compiled graph: its text, and what it is of."""
 
     text: str
     arch: str
     batch_size: int
-    sizes: tuple[int, ...] = ()
 
 
 def dump_graphs(requests: Sequence[GraphRequest], folder: Path) -> list[Graph]:
@@ -71,10 +70,7 @@ def dump_graphs(requests: Sequence[GraphRequest], folder: Path) -> list[Graph]:
         names = ", ".join(dict.fromkeys(_name(request.config) for request in requests))
         raise UserError(f"{names}: compiling the graph failed: {reason}")
     result = json.loads(done.stdout.strip().splitlines()[-1])
-    return [
-        Graph(Path(entry["path"]).read_text(encoding="utf-8"), entry["arch"], entry["batch"], tuple(entry["sizes"]))
-        for entry in result
-    ]
+    return [Graph(Path(entry["path"]).read_text(encoding="utf-8"), entry["arch"], entry["batch"]) for entry in result]
 
 
 def dump_environment(folder: Path) -> dict[str, str]:
@@ -127,17 +123,16 @@ def _compile(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
             overrides["batch_size"] = batch_size
         config = load_config(request["config"], overrides)
         setup_device(config.run)
-        batch, sizes = blank_batch(config), []
+        batch = blank_batch(config)
         inputs = [ms.Tensor(batch.images.astype("float32"))]
         if request["mode"] == "train":
             cell, inputs = _training_step(config), [ms.Tensor(array) for array in batch]
-            sizes = [4 * sum(bucket) for bucket in cell.optimizer.buckets.sizes]
         else:
             cell = _inference(config, request["mode"])
         if request["for_ascend"] and request["mode"] != "export":  # whose operations are those of no device
             take_ascend_forms(cell)
         path = compile_cell(cell, *inputs)
-        results.append({"path": str(path), "arch": config.model.arch, "batch": config.data.batch_size, "sizes": sizes})
+        results.append({"path": str(path), "arch": config.model.arch, "batch": config.data.batch_size})
     return results
 
 

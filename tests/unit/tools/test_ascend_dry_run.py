@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import subprocess
@@ -15,6 +16,7 @@ from focal.errors import UserError
 from focal.trainers.buckets import BUCKET_BYTES
 from tools.ascend_dry_run import rules, stubs
 from tools.ascend_dry_run.cases import TRAIN, Case, matrix
+from tools.ascend_dry_run.launches import Launch
 from tools.ascend_dry_run.report import as_dict, as_matrix, as_text
 from tools.ascend_dry_run.result import COMPILING, AllReduce, DryRun, Primitive, read_dry_run
 from tools.ascend_dry_run.simulate import REPOSITORY, simulation_environment
@@ -133,12 +135,26 @@ def test_every_acl_primitive_that_is_allowed_has_a_reason():
 def test_the_report_shows_counts_messages_memory_and_broken_rules():
     case = Case("x.yaml", ranks=8)
     text = as_text(case, SOUND)
-    assert "| MatMul | 4 | aclnn |" in text
+    assert "| MatMul | 4 | aclnn | 0.0 |" in text
     assert "all-reduces: 2, MiB (tensors): 0.103 (78), 0.000 (1)" in text
     assert text.rstrip().endswith("rules: kept")
     assert "rule broken: compiles: TypeError" in as_text(case, DryRun(error="TypeError"))
-    assert as_dict(case, SOUND)["primitives"]["MatMul"] == {"count": 4, "kernel": "aclnn"}
     assert "| case | 6 | 4 | 2 | 0 | 0 | 2 | kept |" in as_matrix({"case": case}, {"case": SOUND})
+
+
+def test_kernels_are_listed_with_their_tensors_equal_ones_once():
+    square = ("Float16", (2, 2), "DefaultFormat")
+    product = Launch("MatMul", (square, square), (square,), 16.0)
+    run = dataclasses.replace(SOUND, launches=(product, product, Launch("LayerNorm", (square,), (square,)), product))
+    found = as_dict(Case("x.yaml"), run)
+    assert found["primitives"]["MatMul"] == {"count": 4, "kernel": "aclnn", "bytes": 3 * 24}
+    assert found["primitives"]["Reshape"]["bytes"] == 0
+    assert [(entry["primitive"], entry["count"]) for entry in found["launches"]] == [("MatMul", 3), ("LayerNorm", 1)]
+    assert found["launches"][0] == {
+        "primitive": "MatMul", "count": 3, "inputs": "Float16 2x2, Float16 2x2", "outputs": "Float16 2x2",
+        "bytes": 24, "operations": 16.0,
+    }  # fmt: skip
+    assert "moved: 0.00 GB" in as_text(Case("x.yaml"), run)
 
 
 def test_the_matrix_holds_every_choice_that_changes_a_graph():

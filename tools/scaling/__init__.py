@@ -1,0 +1,1 @@
+"""Expected speed of training on Ascends, on paper."""
