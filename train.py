@@ -31,7 +31,7 @@ def train(job: Job) -> int:
 
     network = build_network(config)
     train_step = build_train_step(config, network, train_data.batches_per_epoch, device)
-    eval_step = EvalStep(network)
+    eval_step = EvalStep(network, return_logits=True)
 
     progress = resume_state(config, train_step, train_data.batches_per_epoch, device, storage.output_folder)
     outputs = open_outputs(config, device, progress, train_data.batches_per_epoch, storage)

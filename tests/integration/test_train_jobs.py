@@ -20,6 +20,7 @@ from focal.data import EvalData, TrainData, check_data
 from focal.distributed.device import Device
 from focal.distributed.signals import StopSignals
 from focal.evaluation import EvalStep
+from focal.predictions import Predictions
 from focal.trainers import trainer as training_module
 from focal.trainers.metrics import MetricsFiles
 from focal.trainers.setup import build_network, build_train_step
@@ -90,11 +91,14 @@ def test_a_training_can_be_evaluated_and_fine_tuned(tmp_path):
     assert names >= {"config.yaml", "log", "metrics.jsonl", "tensorboard", "checkpoints", "best"}
     recorded = load_config(output / "config.yaml")
     assert recorded.optim.epochs == 2 and recorded.run.train_url == str(output)
+    assert json.loads((output / "machine.json").read_text())["devices"] == 1
+    of_best = Predictions.load(output / "predictions.npz")
 
     best = read_checkpoint(output / "best" / "best.ckpt")
     expected = best.meta["accuracy"]
     for use_ema, prefix in ((False, ""), (True, "ema_")):
         flags = {"pretrained": output / "best" / "best.ckpt", "json": tmp_path / "eval.json", "use_ema": use_ema}
+        flags["predictions"] = tmp_path / f"predictions_{use_ema}.npz"
         with job(command(config, output, "eval.py", **flags), tmp_path / "eval.log") as run:
             assert run.wait(300) == 0, run.output
             assert "top-1 " in run.output and "images 13" in run.output
@@ -102,6 +106,11 @@ def test_a_training_can_be_evaluated_and_fine_tuned(tmp_path):
         assert figures["images"] == 13
         for name in ("top1", "top5", "loss"):
             assert figures[name] == pytest.approx(expected[prefix + name], rel=1e-5), (use_ema, name)
+        found = Predictions.load(flags["predictions"])
+        assert 100 * found.correct.mean() == pytest.approx(figures["top1"])
+        if use_ema == best.meta["best_is_ema"]:
+            assert found.names == of_best.names and (found.classes == of_best.classes).all()
+            np.testing.assert_allclose(found.probabilities, of_best.probabilities, rtol=1e-4)
     assert expected["top5"] == 100, "four classes: all within five"
     assert records(output, "val")[-1]["images"] == 13
 
