@@ -20,6 +20,7 @@ def train(job: Job) -> int:
     """Build data, network and step, resume if asked to, and run the loop; return the exit code."""
     from focal.data import EvalData, TrainData, check_data
     from focal.evaluation import EvalStep
+    from focal.report import report_if_possible
     from focal.trainers.setup import build_network, build_train_step, open_outputs, resume_state
     from focal.trainers.trainer import Trainer
 
@@ -37,7 +38,10 @@ def train(job: Job) -> int:
     outputs = open_outputs(config, device, progress, train_data.batches_per_epoch, storage)
 
     trainer = Trainer(config, device, train_step, eval_step, train_data, eval_data, progress, outputs, job.stop)
-    return trainer.run()
+    exit_code = trainer.run()
+    if exit_code == 0 and device.is_main and config.run.report:
+        report_if_possible(storage.output_folder, layout.folder)
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ label_smoothing: 0.1
 amp_level: O0
 log_steps: 1
 num_parallel_workers: 1
+report: False
 """
 
 

@@ -21,6 +21,7 @@ from focal.distributed.device import Device
 from focal.distributed.signals import StopSignals
 from focal.evaluation import EvalStep
 from focal.predictions import Predictions
+from focal.report.page import missing_packages
 from focal.trainers import trainer as training_module
 from focal.trainers.metrics import MetricsFiles
 from focal.trainers.setup import build_network, build_train_step
@@ -84,13 +85,15 @@ def test_a_training_can_be_evaluated_and_fine_tuned(tmp_path):
     """One training; eval.py on its best checkpoint; then its weights under another number of classes."""
     config = make_workplace(tmp_path, epochs=2)
     output = tmp_path / "out"
-    with job(command(config, output), tmp_path / "train.log") as run:
+    report = not missing_packages()
+    with job(command(config, output, report=report), tmp_path / "train.log") as run:
         assert run.wait(300) == 0, run.output
         assert "epoch 2/2: loss" in run.output and "images/s" in run.output and "left" in run.output
     names = {path.name for path in output.iterdir()}
     assert names >= {"config.yaml", "log", "metrics.jsonl", "tensorboard", "checkpoints", "best"}
     recorded = load_config(output / "config.yaml")
     assert recorded.optim.epochs == 2 and recorded.run.train_url == str(output)
+    assert (output / "report.html").exists() == report
     assert json.loads((output / "machine.json").read_text())["devices"] == 1
     of_best = Predictions.load(output / "predictions.npz")
 
@@ -133,6 +136,7 @@ def test_a_training_can_be_evaluated_and_fine_tuned(tmp_path):
     before = read_checkpoint(output / "checkpoints" / "last.ckpt").tensors
     tuned = read_checkpoint(tmp_path / "tuned" / "checkpoints" / "last.ckpt")
     assert tuned.meta["progress"]["step"] == 2
+    assert not (tmp_path / "tuned" / "report.html").exists(), "report: False in the configuration"
     frozen = [name for name in before if name.startswith(("patch_embed.", "layers.0."))]
     assert len(frozen) > 20 and all((tuned.tensors[name] == before[name]).all() for name in frozen)
     moved = "layers.1.blocks.0.mlp.fc1.weight"

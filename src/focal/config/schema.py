@@ -318,6 +318,9 @@ class RunConfig:
     predictions: Optional[str] = key(
         None, "eval.py: NPZ file to write the prediction for each image to, for scripts/report.py.", may_change=True
     )
+    report: bool = key(
+        True, "train.py: write report.html at the end if the packages for it are installed.", may_change=True
+    )
     file_format: str = key(
         "MINDIR", "export.py: format of the exported model.", choices=("MINDIR", "AIR", "ONNX"), may_change=True
     )
