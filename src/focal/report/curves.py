@@ -53,6 +53,13 @@ _FIGURES = (
         "without compilation and evaluation",
         {"from_zero": True},
     ),
+    _Figure(
+        "Waiting for data",
+        "fraction of the time",
+        (("train", "data_wait", ""),),
+        "in which rank 0 had no batch",
+        {"from_zero": True},
+    ),
 )
 
 

@@ -110,6 +110,7 @@ class Trainer:
             train_step, batches_of = self.prepare()
             for epoch in range(progress.epoch, self.epochs):
                 batches = batches_of(epoch, progress.micro_batches)
+                self.log.start_epoch(progress)
                 for _ in range(progress.micro_batches // self.micro_batches_per_step, self.steps_per_epoch):
                     for _ in range(self.micro_batches_per_step):
                         outputs = train_step(*next(batches))
@@ -128,6 +129,7 @@ class Trainer:
             raise
         finally:
             self.watch.stop()
+            self.log.close()
         logger.info("training finished: best top-1 %.2f %%", progress.best_top1)
         return 0
 
@@ -143,6 +145,8 @@ class Trainer:
             queue = self.train_data.dataset(progress.epoch, progress.micro_batches, epochs_left)
             return ms.data_sink(self.train_step, queue, sink_size=1), lambda epoch, first: itertools.repeat(())
         start = time.time()
+        if not self.config.run.graph_mode:
+            logger.info("compiling the training step, which takes from half a minute to several minutes")
         if compile_ahead(self.train_step, *map(Tensor, blank_batch(self.config))):
             logger.info("training step compiled in %s", format_duration(time.time() - start))
         self.watch.beat()
@@ -150,7 +154,7 @@ class Trainer:
 
     def batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, ...]]:
         """Micro-batches of an epoch from number `first` on; stop signals stay ours while workers read."""
-        for batch in self.stop.guard(self.train_data.epoch(epoch, first)):
+        for batch in self.log.timed(self.stop.guard(self.train_data.epoch(epoch, first))):
             yield tuple(map(Tensor, batch))
 
     def finish_epoch(self) -> None:
@@ -162,7 +166,7 @@ class Trainer:
         last, results = progress.epoch == self.epochs, ""
         if last or progress.epoch % run.eval_every == 0:
             results = self.evaluate()
-        self.log.epoch_line(figures, results, progress.epoch, self.epochs)
+        self.log.epoch_line(figures, results, progress)
         if last or progress.epoch % run.save_every == 0 or self.save_steps_due():
             self.save()
         self.log.restart_clock()

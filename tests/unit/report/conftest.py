@@ -42,7 +42,14 @@ def write_run(folder: Path, predictions: Optional[Predictions] = None, epochs: i
     folder.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     for step in range(1, 2 * epochs + 1):
-        figures = {"loss": 3 / step, "grad_norm": 1.5, "lr": 0.1 / step, "scale": 1024.0, "images_per_second": 40.0}
+        figures = {
+            "loss": 3 / step,
+            "grad_norm": 1.5,
+            "lr": 0.1 / step,
+            "scale": 1024.0,
+            "images_per_second": 40.0,
+            "data_wait": 0.1,
+        }
         records.append(
             {"kind": "train", "update": 10 * step, "epoch": step / 2, "updates": 10, "nonfinite": 1, **figures}
         )

@@ -63,7 +63,7 @@ def test_everything_is_drawn_and_nothing_is_wider_than_the_window(report, width)
     found = json.loads(re.search(r'<pre id="measured">(.*?)</pre>', done.stdout, re.DOTALL).group(1))
     assert found["title"].startswith("Training report: run_1"), "a class name has run as a script"
     assert found["wider"] <= 0 and not found["unstyled"]
-    assert len(found["charts"]) == 7 and min(found["charts"]) > 100
+    assert len(found["charts"]) == 8 and min(found["charts"]) > 100
     assert len(found["pictures"]) == 8 and min(found["pictures"]) > 0
     assert console(done) == []
 

@@ -20,8 +20,8 @@ HOSTILE = ("<script>alert(1)</script>", '"><img src=http://evil/x.png onerror=al
 
 PARTS = (
     "Results", "Curves", "Loss", "Top-1 accuracy", "Top-5 accuracy", "Learning rate", "Gradient norm", "Loss scale",
-    "Throughput", "Accuracy per class", "Most confused pairs", "Confusion matrix", "Worst mistakes", "Settings",
-    "Machine",
+    "Throughput", "Waiting for data", "Accuracy per class", "Most confused pairs", "Confusion matrix", "Worst mistakes",
+    "Settings", "Machine",
 )  # fmt: skip
 
 
