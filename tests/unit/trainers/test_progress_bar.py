@@ -32,12 +32,13 @@ logger.info("after the epoch")
 """
 
 
-def on_a_terminal(*missing: str) -> str:
+def on_a_terminal(*missing: str, no_color: str = "") -> str:
     """What a terminal of 120 columns receives during EPOCH."""
     terminal, end = pty.openpty()
     line = [sys.executable, "-c", EPOCH, str(SOURCES), *missing]
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))  # rows and columns
-    process = subprocess.Popen(line, stdout=end, stderr=end, stdin=subprocess.DEVNULL)
+    environment = {**os.environ, "NO_COLOR": no_color}
+    process = subprocess.Popen(line, stdout=end, stderr=end, stdin=subprocess.DEVNULL, env=environment)
     os.close(end)
     received = b""
     try:
@@ -56,13 +57,18 @@ def test_a_terminal_shows_a_bar_with_lines_above_it():
     assert "epoch 1/3  70 %|" in text and "7/10 [" in text and "loss 1.5" in text
     pieces = text.replace("\r\n", "\n").split("\r")
     (warning,) = [piece for piece in pieces if "a warning" in piece]
-    assert warning.split("\n")[0].endswith("WARNING a warning"), "a line of its own, with the bar redrawn below"
+    line = warning.split("\n")[0]
+    assert line.startswith("\033[33m") and line.endswith("WARNING a warning\033[0m"), "a yellow line of its own"
     assert text.rstrip().endswith("INFO after the epoch") and "%|" not in pieces[-1]
 
 
 def test_without_tqdm_a_terminal_shows_lines_only():
     text = on_a_terminal("tqdm")
     assert text.count("\n") == 2 and "%|" not in text and "after the epoch" in text
+
+
+def test_warnings_have_no_colour_for_those_who_want_none():
+    assert "\033[3" not in on_a_terminal("tqdm", no_color="1")
 
 
 def test_a_file_gets_lines_only():
