@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))  # a plain checkout needs no installation
 
@@ -33,6 +33,8 @@ def check(config: Config) -> None:
         raise ConfigError("pretrained: eval.py needs a checkpoint; give --pretrained CKPT")
     if config.run.json is not None:
         check_output_file("json", config.run.json)
+    if config.run.predictions is not None:
+        check_output_file("predictions", config.run.predictions)
 
 
 def evaluate_checkpoint(job: Job) -> int:
@@ -45,6 +47,7 @@ def evaluate_checkpoint(job: Job) -> int:
     from focal.evaluation import EvalStep, evaluate
     from focal.models import create_model
     from focal.models.inference import prepare_for_evaluation
+    from focal.predictions import PredictionCollector
 
     config, device = job.config, job.device
     path = str(config.run.pretrained)
@@ -60,10 +63,23 @@ def evaluate_checkpoint(job: Job) -> int:
     logger.info("%s: %s", path, assign_weights(network, weights, path))
     prepare_for_evaluation(network, config.step)
 
-    result = evaluate(EvalStep(network, Normalize(config.data)), data, config.data.skip_unreadable)
+    predictions_file = config.run.predictions
+    collector = PredictionCollector(data) if predictions_file is not None else None
+    eval_step = EvalStep(network, Normalize(config.data), return_logits=collector is not None)
+    result = evaluate(eval_step, data, config.data.skip_unreadable, predictions=collector)
+    if collector is not None and predictions_file is not None:
+        predictions = collector.gather(source(config, result))
+        if device.is_main:
+            predictions.save(Path(predictions_file))
     if device.is_main:
         report(result, config.run.json)
     return 0
+
+
+def source(config: Config, result: EvalResult) -> dict[str, Any]:
+    """What a file of predictions says about the weights that made them."""
+    weights = "EMA" if config.run.use_ema else "raw"
+    return {"checkpoint": Path(str(config.run.pretrained)).name, "weights": weights, "top1": result.top1}
 
 
 def report(result: EvalResult, json_file: Optional[str]) -> None:

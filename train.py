@@ -21,6 +21,7 @@ def train(job: Job) -> int:
     from focal.data import EvalData, TrainData, check_data
     from focal.data.transforms.on_device import Normalize
     from focal.evaluation import EvalStep
+    from focal.report import report_if_possible
     from focal.trainers.setup import build_network, build_train_step, open_outputs, resume_state
     from focal.trainers.trainer import Trainer
 
@@ -32,7 +33,7 @@ def train(job: Job) -> int:
 
     network = build_network(config)
     train_step = build_train_step(config, network, train_data.batches_per_epoch, device)
-    eval_step = EvalStep(network, Normalize(config.data))
+    eval_step = EvalStep(network, Normalize(config.data), return_logits=True)
 
     progress = resume_state(
         config, train_step, train_data.batches_per_epoch, device, storage.output_folder, layout.known_class_names
@@ -40,7 +41,10 @@ def train(job: Job) -> int:
     outputs = open_outputs(config, device, progress, train_data.batches_per_epoch, storage)
 
     trainer = Trainer(config, device, train_step, eval_step, train_data, eval_data, progress, outputs, job.stop)
-    return trainer.run()
+    exit_code = trainer.run()
+    if exit_code == 0 and device.is_main and config.run.report:
+        report_if_possible(storage.output_folder, layout.folder)
+    return exit_code
 
 
 if __name__ == "__main__":

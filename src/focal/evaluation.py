@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -19,6 +19,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from focal.data import EvalData
 from focal.distributed.collectives import all_reduce_sum
 from focal.errors import UserError
+from focal.predictions import PredictionCollector
 
 logger = logging.getLogger("focal")
 
@@ -49,13 +50,15 @@ class EvalStep(nn.Cell):
     Args:
         network: images (B, 3, H, W) -> logits (B, C).
         normalize: applied to the images first, e.g. `Normalize` to those of an EvalData; None: they are normalised.
+        return_logits: return the logits too, for `PredictionCollector`; they cost nothing unless they are fetched.
     """
 
-    def __init__(self, network: nn.Cell, normalize: Optional[nn.Cell] = None) -> None:
+    def __init__(self, network: nn.Cell, normalize: Optional[nn.Cell] = None, return_logits: bool = False) -> None:
         super().__init__(auto_prefix=False)
         self.network, self.normalize = network, normalize
+        self.return_logits = return_logits
 
-    def construct(self, images: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    def construct(self, images: Tensor, labels: Tensor, valid: Tensor) -> Union[Tensor, tuple[Tensor, Tensor]]:
         """Sums (4,) for images (B, 3, H, W), labels int32 (B,), valid float32 (B,) of 0 and 1.
 
         A label's rank is the number of classes that score higher, so equal scores count in its favour only against
@@ -74,7 +77,7 @@ class EvalStep(nn.Cell):
         finite_B = ops.isfinite(logits_BC).astype(ms.float32).sum(-1) == logits_BC.shape[1]
         counted_B = finite_B.astype(ms.float32) * valid
         loss_B = -(ops.log_softmax(logits_BC, -1) * hit_BC).sum(-1)
-        return ops.stack(
+        sums = ops.stack(
             (
                 ((rank_B < 1).astype(ms.float32) * counted_B).sum(),
                 ((rank_B < 5).astype(ms.float32) * counted_B).sum(),
@@ -82,6 +85,7 @@ class EvalStep(nn.Cell):
                 valid.sum(),
             )
         )
+        return (sums, logits_BC) if self.return_logits else sums
 
 
 def evaluate(
@@ -89,6 +93,7 @@ def evaluate(
     data: EvalData,
     skip_unreadable: bool = False,
     guard: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    predictions: Optional[PredictionCollector] = None,
 ) -> EvalResult:
     """Run `eval_step` over all of `data` and add up over ranks.
 
@@ -97,6 +102,7 @@ def evaluate(
         data: an EvalData.
         skip_unreadable: leave out images that cannot be read.
         guard: batches are drawn through it, see `focal.distributed.signals`.
+        predictions: takes the logits, if `eval_step` returns them.
 
     Raises:
         UserError: an image could not be read, and `skip_unreadable` is off; or none is left.
@@ -104,8 +110,12 @@ def evaluate(
     start = first_done = time.time()
     eval_step.set_train(False)
     sums, first_images = np.zeros(4, np.float64), 0.0
-    for images, labels, valid in guard(data):
-        sums += eval_step(Tensor(images), Tensor(labels), Tensor(valid)).asnumpy()
+    for step, (images, labels, valid) in enumerate(guard(data)):
+        outputs = eval_step(Tensor(images), Tensor(labels), Tensor(valid))
+        batch_sums, logits = outputs if eval_step.return_logits else (outputs, None)
+        sums += batch_sums.asnumpy()
+        if predictions is not None and logits is not None:
+            predictions.add(step, labels, valid, logits.asnumpy())
         if not first_images:
             first_images, first_done = sums[3], time.time()
     seconds, seconds_after_first = time.time() - start, time.time() - first_done

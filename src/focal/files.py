@@ -70,6 +70,17 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a JSON-lines file, without a line that a crash has truncated; empty if there is no file."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
+
+
 def finite_or_none(values: Mapping[str, Any]) -> dict[str, Any]:
     """Copy of `values` in which NaN and infinity become None, because JSON cannot represent them."""
     return {

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from focal.distributed.collectives import TIMEOUT_EXIT_CODE
+from focal.predictions import Predictions
 from tests.integration.digits import write_digits
 from tests.integration.jobs import Job, job, python
 
@@ -59,6 +60,7 @@ label_smoothing: 0.1
 amp_level: O0
 log_steps: 1
 num_parallel_workers: 1
+report: False
 """
 
 
@@ -151,6 +153,14 @@ def test_evaluation_during_training_is_the_same_in_one_and_in_two_processes(pair
         for key in ("top1", "top5", "ema_top1", "ema_top5"):
             assert single[key] == double[key]
         assert abs(single["loss"] - double["loss"]) < TOLERANCE
+
+
+def test_predictions_of_two_ranks_are_those_of_one(pair: Path) -> None:
+    one, two = (Predictions.load(pair / name / "predictions.npz") for name in ("one", "two"))
+    assert one.names == two.names and len(one.names) == 13 and one.source == two.source
+    np.testing.assert_allclose(two.label_probabilities, one.label_probabilities, atol=TOLERANCE)
+    best = max(max(r["top1"], r["ema_top1"]) for r in records(pair, "two") if r["kind"] == "val")
+    assert 100 * two.correct.mean() == pytest.approx(best) == two.source["top1"]
 
 
 def test_eval_py_over_two_ranks_equals_one_to_the_image(pair: Path) -> None:

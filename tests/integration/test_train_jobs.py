@@ -21,6 +21,8 @@ from focal.data.transforms.on_device import Normalize
 from focal.distributed.device import Device
 from focal.distributed.signals import StopSignals
 from focal.evaluation import EvalStep
+from focal.predictions import Predictions
+from focal.report.page import missing_packages
 from focal.trainers import trainer as training_module
 from focal.trainers.metrics import MetricsFiles
 from focal.trainers.setup import build_network, build_train_step
@@ -86,18 +88,23 @@ def test_a_training_can_be_evaluated_and_fine_tuned(tmp_path):
     """One training; eval.py on its best checkpoint; then its weights under another number of classes."""
     config = make_workplace(tmp_path, epochs=2)
     output = tmp_path / "out"
-    with job(command(config, output), tmp_path / "train.log") as run:
+    report = not missing_packages()
+    with job(command(config, output, report=report), tmp_path / "train.log") as run:
         assert run.wait(300) == 0, run.output
         assert "epoch 2/2: loss" in run.output and "images/s" in run.output and "left" in run.output
     names = {path.name for path in output.iterdir()}
     assert names >= {"config.yaml", "log", "metrics.jsonl", "tensorboard", "checkpoints", "best"}
     recorded = load_config(output / "config.yaml")
     assert recorded.optim.epochs == 2 and recorded.run.train_url == str(output)
+    assert (output / "report.html").exists() == report
+    assert json.loads((output / "machine.json").read_text())["devices"] == 1
+    of_best = Predictions.load(output / "predictions.npz")
 
     best = read_checkpoint(output / "best" / "best.ckpt")
     expected = best.meta["accuracy"]
     for use_ema, prefix in ((False, ""), (True, "ema_")):
         flags = {"pretrained": output / "best" / "best.ckpt", "json": tmp_path / "eval.json", "use_ema": use_ema}
+        flags["predictions"] = tmp_path / f"predictions_{use_ema}.npz"
         with job(command(config, output, "eval.py", **flags), tmp_path / "eval.log") as run:
             assert run.wait(300) == 0, run.output
             assert "top-1 " in run.output and "images 13" in run.output
@@ -105,6 +112,11 @@ def test_a_training_can_be_evaluated_and_fine_tuned(tmp_path):
         assert figures["images"] == 13
         for name in ("top1", "top5", "loss"):
             assert figures[name] == pytest.approx(expected[prefix + name], rel=1e-5), (use_ema, name)
+        found = Predictions.load(flags["predictions"])
+        assert 100 * found.correct.mean() == pytest.approx(figures["top1"])
+        if use_ema == best.meta["best_is_ema"]:
+            assert found.names == of_best.names and (found.classes == of_best.classes).all()
+            np.testing.assert_allclose(found.probabilities, of_best.probabilities, rtol=1e-4)
     assert expected["top5"] == 100, "four classes: all within five"
     assert records(output, "val")[-1]["images"] == 13
 
@@ -127,6 +139,7 @@ def test_a_training_can_be_evaluated_and_fine_tuned(tmp_path):
     before = read_checkpoint(output / "checkpoints" / "last.ckpt").tensors
     tuned = read_checkpoint(tmp_path / "tuned" / "checkpoints" / "last.ckpt")
     assert tuned.meta["progress"]["step"] == 2
+    assert not (tmp_path / "tuned" / "report.html").exists(), "report: False in the configuration"
     frozen = [name for name in before if name.startswith(("patch_embed.", "layers.0."))]
     assert len(frozen) > 20 and all((tuned.tensors[name] == before[name]).all() for name in frozen)
     moved = "layers.1.blocks.0.mlp.fc1.weight"

@@ -18,7 +18,7 @@ MINI = {
     "focal_topK": 4, "focal_pool": "fc", "use_conv_embed": True, "drop_path_rate": 0.2, "drop_rate": 0.1,
     "attn_drop_rate": 0.1, "device_target": "CPU", "amp_level": "O0", "batch_size": 8, "eval_batch_size": 7,
     "num_parallel_workers": 2, "epochs": 3, "base_lr": 0.2, "warmup_length": 1, "ema_decay": 0.9, "ema_warmup": True,
-    "scale_window": 5, "log_steps": 1, "keep_checkpoint_max": 2,
+    "scale_window": 5, "log_steps": 1, "keep_checkpoint_max": 2, "report": False,
 }  # fmt: skip
 UPDATES_PER_EPOCH = 6
 

@@ -10,7 +10,10 @@ from focal.errors import UserError
 
 logger = logging.getLogger("focal")
 
-RESULTS = ("checkpoints", "best", "metrics.jsonl", "tensorboard", "config.yaml")
+RESULTS = (
+    "checkpoints", "best", "metrics.jsonl", "tensorboard", "config.yaml", "machine.json", "predictions.npz",
+    "report.html",
+)  # fmt: skip
 
 
 def check_input_files(run: RunConfig, data: DataConfig) -> None:

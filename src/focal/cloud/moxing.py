@@ -128,7 +128,7 @@ class MoxingStorage(Storage):
     def _copy_earlier_results(self) -> None:
         """For --resume auto: copy what an earlier job sent to the same train_url, unless this folder has checkpoints.
 
-        The best checkpoints and the metrics come, too, because this job would otherwise replace them in train_url.
+        The best checkpoints, their predictions and the metrics come, too: this job would otherwise replace them there.
         """
         if not self.device.is_main:  # other servers would only send these files back, over what rank 0 has sent since
             return
@@ -139,7 +139,7 @@ class MoxingStorage(Storage):
         if not _exists(f"{url}/checkpoints"):
             logger.info("resume: nothing at %s/checkpoints", url)
             return
-        for name, copy in (("metrics.jsonl", copy_file), ("best", copy_folder)):
+        for name, copy in (("metrics.jsonl", copy_file), ("best", copy_folder), ("predictions.npz", copy_file)):
             if _exists(f"{url}/{name}"):
                 with_retries(f"copying {url}/{name}", partial(copy, f"{url}/{name}", output / name))
         temporary = temporary_path(checkpoints)  # a part of the checkpoints must not pass for those of this job

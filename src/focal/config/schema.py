@@ -325,6 +325,12 @@ class RunConfig:
     log_steps: int = key(50, "Steps between progress lines within an epoch.", low=1, may_change=True)
     max_steps: int = key(0, "Stop after this many steps, for trial runs; 0 means no limit.", low=0, may_change=True)
     json: Optional[str] = key(None, "eval.py: JSON file to write the results to as well.", may_change=True)
+    predictions: Optional[str] = key(
+        None, "eval.py: NPZ file to write the prediction for each image to, for scripts/report.py.", may_change=True
+    )
+    report: bool = key(
+        True, "train.py: write report.html at the end if the packages for it are installed.", may_change=True
+    )
     file_format: str = key(
         "MINDIR", "export.py: format of the exported model.", choices=("MINDIR", "AIR", "ONNX"), may_change=True
     )

@@ -7,6 +7,7 @@ nothing but the batch's number, so workers may call them in any order (engine.py
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -214,6 +215,7 @@ class EvalData:
         self.class_names = layout.class_names
         self.num_images = len(layout.val)
         self.unreadable: list[str] = []
+        self._folder = layout.folder
         self._source = layout.val
         self._data = config.data
         self._batch_size = config.data.eval_batch_size or config.data.batch_size
@@ -223,6 +225,14 @@ class EvalData:
 
     def __len__(self) -> int:
         return self.steps
+
+    def samples(self, step: int) -> np.ndarray:
+        """The numbers of the images in batch `step` of this rank, readable or not: int64, (b,) or shorter."""
+        return self._sampler.indices(step)
+
+    def sample_name(self, index: int) -> str:
+        """The path of an image relative to the data folder; see `ImageSource.name`."""
+        return os.path.relpath(self._source.name(index), self._folder)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields NumPy arrays: images uint8 (b, 3, H, W), labels int32 (b,), valid float32 (b,)."""

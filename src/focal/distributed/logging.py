@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Optional
@@ -28,11 +29,22 @@ def make_log_folder(folder: str) -> Path:
     return path
 
 
+class _ColouredFormatter(logging.Formatter):
+    """Yellow warnings and red errors, so that they stand out on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno < logging.WARNING:
+            return text
+        return f"\033[{31 if record.levelno >= logging.ERROR else 33}m{text}\033[0m"
+
+
 def setup_logging(rank: int, folder: Optional[str] = None) -> logging.Logger:
     """Set up the logger `focal` of this process.
 
     Args:
-        rank: rank of this process. Rank 0 prints INFO and above to the terminal, other ranks warnings.
+        rank: rank of this process. Rank 0 prints INFO and above to the terminal, other ranks warnings. Warnings and
+            errors are coloured there, unless NO_COLOR is set (https://no-color.org).
         folder: the job's train_url; every rank appends its log to `<folder>/log/rank_N.log`. None: no file.
 
     Returns:
@@ -52,7 +64,9 @@ def setup_logging(rank: int, folder: Optional[str] = None) -> logging.Logger:
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     prefix = "" if rank == 0 else f"[rank {rank}] "
-    terminal.setFormatter(logging.Formatter(f"{prefix}%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    form = f"{prefix}%(asctime)s %(levelname)s %(message)s"
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    terminal.setFormatter((_ColouredFormatter if coloured else logging.Formatter)(form, "%H:%M:%S"))
     logger.addHandler(terminal)
     if folder is not None:
         log_folder = make_log_folder(folder)

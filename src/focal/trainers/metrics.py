@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -10,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Optional
 
-from focal.files import finite_or_none, write_text
+from focal.files import finite_or_none, read_json_lines, write_text
 
 logger = logging.getLogger("focal")
 
@@ -31,7 +30,7 @@ class MetricsFiles:
         # By epoch, because another number of devices changes the number of steps.
         kept: list[dict[str, Any]] = []
         dropped: list[dict[str, Any]] = []
-        for record in _read_records(self.path):
+        for record in read_json_lines(self.path):
             (kept if record["epoch"] <= epoch + 1e-6 else dropped).append(record)
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._cut_off = False  # whether the last record could not be written in whole
@@ -113,14 +112,3 @@ class Events:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    """Records of a JSON-lines file, without a last line that a crash has truncated."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
-    return records

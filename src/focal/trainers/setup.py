@@ -20,6 +20,8 @@ from focal.cloud.local import Storage
 from focal.config import Config, save_config
 from focal.data.transforms.on_device import PrepareImages
 from focal.distributed.device import Device
+from focal.distributed.machine import describe_machine
+from focal.files import write_json
 from focal.models import create_model
 from focal.models.attention_choice import choose_attention
 from focal.models.precision import apply_precision
@@ -140,9 +142,10 @@ def open_outputs(
     if device.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         save_config(config, folder / "config.yaml")
+        write_json(folder / "machine.json", describe_machine(device), indent=1)
         accumulation = config.step.accumulation_step
         epoch = progress.position(steps_per_epoch(batches_per_epoch, accumulation) * accumulation)
         metrics = MetricsFiles(str(folder), storage.tensorboard_folder, epoch)
     last = LastCheckpoints(folder / "checkpoints", run.keep_checkpoint_max)
     best = BestCheckpoints(folder / "best", run.keep_best_max, progress.training)
-    return Outputs(metrics, last, best, storage.send_results)
+    return Outputs(metrics, last, best, storage.send_results, folder / "predictions.npz")

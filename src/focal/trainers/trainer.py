@@ -8,6 +8,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Callable, Optional
 
 import mindspore as ms
@@ -25,6 +26,7 @@ from focal.distributed.memory import compile_ahead
 from focal.distributed.progress_watch import ProgressWatch
 from focal.distributed.signals import StopSignals
 from focal.evaluation import EvalResult, EvalStep, evaluate, weights_replaced
+from focal.predictions import PredictionCollector
 from focal.trainers.metrics import MetricsFiles
 from focal.trainers.train_one_step import TrainOneStep
 from focal.trainers.training_log import TrainingDiverged, TrainingLog, format_duration
@@ -36,12 +38,17 @@ STOP_CHECK_STEPS = 10  # with several ranks: steps between looks at whether one 
 
 @dataclasses.dataclass
 class Outputs:
-    """Where a training writes; only rank 0 does."""
+    """Where a training writes; only rank 0 does.
+
+    Attributes:
+        predictions: file for what the best weights predict for each image of val; None if it is not wanted.
+    """
 
     metrics: Optional[MetricsFiles]
     last: LastCheckpoints
     best: BestCheckpoints
     send: Callable[[], None] = lambda: None
+    predictions: Optional[Path] = None
 
 
 class Trainer:
@@ -104,6 +111,7 @@ class Trainer:
             train_step, batches_of = self.prepare()
             for epoch in range(progress.epoch, self.epochs):
                 batches = batches_of(epoch, progress.micro_batches)
+                self.log.start_epoch(progress)
                 for _ in range(progress.micro_batches // self.micro_batches_per_step, self.steps_per_epoch):
                     for _ in range(self.micro_batches_per_step):
                         outputs = train_step(*next(batches))
@@ -122,6 +130,7 @@ class Trainer:
             raise
         finally:
             self.watch.stop()
+            self.log.close()
         logger.info("training finished: best top-1 %.2f %%", progress.best_top1)
         return 0
 
@@ -137,6 +146,8 @@ class Trainer:
             queue = self.train_data.dataset(progress.epoch, progress.micro_batches, epochs_left)
             return ms.data_sink(self.train_step, queue, sink_size=1), lambda epoch, first: itertools.repeat(())
         start = time.time()
+        if not self.config.run.graph_mode:
+            logger.info("compiling the training step, which takes from half a minute to several minutes")
         if compile_ahead(self.train_step, *map(Tensor, blank_batch(self.config))):
             logger.info("training step compiled in %s", format_duration(time.time() - start))
         self.watch.beat()
@@ -144,7 +155,7 @@ class Trainer:
 
     def batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, ...]]:
         """Micro-batches of an epoch from number `first` on; stop signals stay ours while workers read."""
-        for batch in self.stop.guard(self.train_data.epoch(epoch, first)):
+        for batch in self.log.timed(self.stop.guard(self.train_data.epoch(epoch, first))):
             yield tuple(map(Tensor, batch))
 
     def finish_epoch(self) -> None:
@@ -156,7 +167,7 @@ class Trainer:
         last, results = progress.epoch == self.epochs, ""
         if last or progress.epoch % run.eval_every == 0:
             results = self.evaluate()
-        self.log.epoch_line(figures, results, progress.epoch, self.epochs)
+        self.log.epoch_line(figures, results, progress)
         if last or progress.epoch % run.save_every == 0 or self.save_steps_due():
             self.save()
         self.log.restart_clock()
@@ -170,11 +181,13 @@ class Trainer:
     def evaluate(self) -> str:
         """Evaluate raw and EMA weights, keep the best; returns the results for the epoch's line."""
         start = time.time()
-        results = {"": self.evaluate_weights()}
+        wanted = self.outputs.predictions is not None
+        collectors = {prefix: PredictionCollector(self.eval_data) if wanted else None for prefix in ("", "ema_")}
+        results = {"": self.evaluate_weights(collectors[""])}
         ema = self.train_step.ema
         if ema is not None:
             with weights_replaced(ema.parameters_to_average, ema.averages):
-                results["ema_"] = self.evaluate_weights()
+                results["ema_"] = self.evaluate_weights(collectors["ema_"])
         self.train_step.set_train()
         self.log.evaluation_seconds = time.time() - start
         values: dict[str, Any] = {}
@@ -183,13 +196,13 @@ class Trainer:
         values["images"] = results[""].images
         if self.outputs.metrics is not None:
             self.outputs.metrics.write("val", self.progress.step, self.progress.epoch, values)
-        self.keep_best(values)
+        self.keep_best(values, collectors)
         text = f", top-1 {values['top1']:.2f} %, top-5 {values['top5']:.2f} %"
         if ema is not None:
             text += f", EMA {values['ema_top1']:.2f} % and {values['ema_top5']:.2f} %"
         return text
 
-    def evaluate_weights(self) -> EvalResult:
+    def evaluate_weights(self, collector: Optional[PredictionCollector]) -> EvalResult:
         """Evaluate the weights that the network holds."""
 
         def guard(batches: Any) -> Iterator[Any]:
@@ -197,17 +210,33 @@ class Trainer:
                 self.watch.beat()
                 yield batch
 
-        return evaluate(self.eval_step, self.eval_data, self.config.data.skip_unreadable, guard)
+        return evaluate(self.eval_step, self.eval_data, self.config.data.skip_unreadable, guard, collector)
 
-    def keep_best(self, values: dict[str, Any]) -> None:
+    def keep_best(self, values: dict[str, Any], collectors: dict[str, Optional[PredictionCollector]]) -> None:
         """Offer the weights to the best checkpoints; their score is the better top-1 of raw and EMA weights."""
         score = max(values["top1"], values.get("ema_top1", -1.0))
+        use_ema = values.get("ema_top1", -1.0) == score
+        if score > self.progress.best_top1:
+            self.save_predictions(collectors["ema_" if use_ema else ""], score, "EMA" if use_ema else "raw")
         self.progress.best_top1 = max(score, self.progress.best_top1)
         if not self.device.is_main:
             return
         tensors = weights_only(self.tensors(), self.train_step.state())
-        use_ema = values.get("ema_top1", -1.0) == score
         self.outputs.best.offer(score, tensors, {**self.meta(), "accuracy": values, "best_is_ema": use_ema})
+
+    def save_predictions(self, collector: Optional[PredictionCollector], top1: float, weights: str) -> None:
+        """Write what the best weights so far predict for each image of val. Every rank must call it."""
+        path = self.outputs.predictions
+        if collector is None or path is None:
+            return
+        progress = self.progress
+        source = {"epoch": progress.epoch, "step": progress.step, "weights": weights, "top1": top1}
+        predictions = collector.gather(source)
+        if self.device.is_main:
+            try:
+                predictions.save(path)
+            except OSError as error:
+                logger.error("predictions not saved, training continues: %s", error)
 
     def meta(self) -> dict[str, Any]:
         data = self.train_data

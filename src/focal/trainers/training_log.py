@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Optional
+from collections.abc import Iterable, Iterator
+from typing import Any, Optional, TypeVar
 
 import numpy as np
 from mindspore import Tensor
@@ -14,9 +15,12 @@ from focal.config import Config
 from focal.distributed.device import Device
 from focal.errors import UserError
 from focal.trainers.metrics import MetricsFiles
+from focal.trainers.progress_bar import ProgressBar
 from focal.trainers.train_one_step import OUTPUTS, StepOutputs
 
 logger = logging.getLogger("focal")
+
+T = TypeVar("T")
 
 
 class TrainingDiverged(UserError):
@@ -25,6 +29,8 @@ class TrainingDiverged(UserError):
 
 class TrainingLog:
     """Takes the outputs of each step; writes a record and a line every `log_steps`, and a line per epoch.
+
+    On a terminal a bar shows the steps between the lines.
 
     Outputs stay on the device until they are needed, because fetching them waits for the device.
 
@@ -35,7 +41,8 @@ class TrainingLog:
     """
 
     def __init__(self, config: Config, device: Device, metrics: Optional[MetricsFiles], steps_per_epoch: int) -> None:
-        self.log_steps = config.run.log_steps
+        self.log_steps, self.epochs = config.run.log_steps, config.optim.epochs
+        self.micro_batches_per_step = config.step.accumulation_step
         self.eval_every = config.run.eval_every
         self.metrics = metrics
         self.micro_batches_per_epoch = steps_per_epoch * config.step.accumulation_step
@@ -47,6 +54,29 @@ class TrainingLog:
         self.evaluation_seconds = 0.0
         self.started = time.time()
         self.first_step: Optional[int] = None  # of this process
+        self.bar = ProgressBar(wanted=device.is_main)
+
+    def start_epoch(self, progress: Progress) -> None:
+        """Show a bar for the epoch that `progress` is in."""
+        steps, done = (
+            micro_batches // self.micro_batches_per_step
+            for micro_batches in (self.micro_batches_per_epoch, progress.micro_batches)
+        )
+        self.bar.start(f"epoch {progress.epoch + 1}/{self.epochs}", steps, done)
+
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches; the time until each is there counts as waiting for data."""
+        iterator = iter(batches)
+        while True:
+            start = time.time()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            seconds = time.time() - start
+            self.line.wait(seconds)
+            self.epoch.wait(seconds)
+            yield batch
 
     def step(self, outputs: Tensor, progress: Progress) -> None:
         """Take the outputs of the step that `progress` has just counted.
@@ -55,6 +85,7 @@ class TrainingLog:
             TrainingDiverged: see `DivergenceGuard`.
         """
         self.pending.append(outputs)
+        self.bar.advance()
         if self.first_step is None:
             self.first_step = progress.step
             self.fetch(progress)
@@ -86,32 +117,38 @@ class TrainingLog:
         epoch = self.epoch_of(progress)
         self.metrics.write("train", progress.step, epoch, figures)
         if progress.micro_batches < self.micro_batches_per_epoch:
-            logger.info("epoch %.2f, step %d: %s", epoch, progress.step, describe(figures))
+            text = describe(figures) + self.time_left(figures, progress)
+            self.bar.show(text)
+            logger.info("epoch %.2f, step %d: %s", epoch, progress.step, text)
 
     def take_epoch(self, progress: Progress) -> Optional[dict[str, Any]]:
         """Record what is left of an epoch that is over; returns its figures."""
+        self.bar.close()
         self.write_line(progress)
         return self.epoch.take()
 
-    def epoch_line(self, figures: Optional[dict[str, Any]], results: str, done: int, epochs: int) -> None:
+    def epoch_line(self, figures: Optional[dict[str, Any]], results: str, progress: Progress) -> None:
         """Log the figures of one epoch.
 
         Args:
             figures: from `take_epoch`.
             results: of the evaluation, or nothing.
-            done: epochs done, this one included.
-            epochs: of the whole training.
+            progress: counts this epoch as done.
         """
         if figures is not None:
-            left = self.time_left(figures, epochs - done)
-            logger.info("epoch %d/%d: %s%s%s", done, epochs, describe(figures), results, left)
+            left = self.time_left(figures, progress)
+            logger.info("epoch %d/%d: %s%s%s", progress.epoch, self.epochs, describe(figures), results, left)
 
-    def time_left(self, figures: dict[str, Any], epochs_left: int) -> str:
+    def time_left(self, figures: dict[str, Any], progress: Progress) -> str:
+        """Time until the end of the epoch, if one has begun, and of the training, at the speed in `figures`."""
         if not figures["images_per_second"]:
             return ""
-        training = epochs_left * self.images_per_epoch / figures["images_per_second"]
+        seconds_per_epoch = self.images_per_epoch / figures["images_per_second"]
+        done = progress.micro_batches / self.micro_batches_per_epoch
+        epochs_left = self.epochs - progress.epoch
         evaluations = epochs_left // self.eval_every * self.evaluation_seconds
-        return f", {format_duration(training + evaluations)} left"
+        run = f"{format_duration((epochs_left - done) * seconds_per_epoch + evaluations)} left"
+        return f", {format_duration((1 - done) * seconds_per_epoch)} of the epoch and {run}" if done else f", {run}"
 
     def epoch_of(self, progress: Progress) -> float:
         """Epochs done, with a fraction."""
@@ -121,6 +158,10 @@ class TrainingLog:
         """Time from now on: what came before was not training."""
         self.line.restart_clock()
         self.epoch.restart_clock()
+
+    def close(self) -> None:
+        """The training ends, for whatever reason: leave the terminal as it was."""
+        self.bar.close()
 
 
 class Summary:
@@ -133,7 +174,13 @@ class Summary:
     def __init__(self, images_per_step: int) -> None:
         self.images_per_step = images_per_step
         self._rows: list[np.ndarray] = []
+        self._waiting_known = False
         self.restart_clock()
+
+    def wait(self, seconds: float) -> None:
+        """Count time in which the process had no batch to work on."""
+        self._waited += seconds
+        self._waiting_known = True
 
     def add(self, rows: np.ndarray) -> None:
         """Take the outputs of n steps (n, len(OUTPUTS))."""
@@ -143,17 +190,18 @@ class Summary:
     def restart_clock(self) -> None:
         """Time from now on, because what came before was not training (compilation, evaluation)."""
         self._clock = time.time()
-        self._timed = 0
+        self._timed, self._waited = 0, 0.0
 
     def take(self) -> Optional[dict[str, Any]]:
         """Figures of the steps since the last call, or None if there were none."""
-        seconds, timed = time.time() - self._clock, self._timed
+        seconds, timed, waited = time.time() - self._clock, self._timed, self._waited
         rows, self._rows = np.array(self._rows), []
         self.restart_clock()
         if not len(rows):
             return None
         columns = dict(zip(OUTPUTS, rows.T))
         finite = columns["nonfinite"] == 0
+        measured = timed > 0 and seconds > 0
         return {
             "updates": len(rows),
             "loss": float(columns["loss"][finite].mean()) if finite.any() else None,
@@ -161,7 +209,8 @@ class Summary:
             "lr": float(columns["lr"][-1]),
             "scale": float(columns["scale"][-1]),
             "nonfinite": int((~finite).sum()),
-            "images_per_second": round(timed * self.images_per_step / seconds, 2) if timed and seconds > 0 else None,
+            "images_per_second": round(timed * self.images_per_step / seconds, 2) if measured else None,
+            "data_wait": round(min(waited / seconds, 1.0), 4) if measured and self._waiting_known else None,
         }
 
 
@@ -212,10 +261,15 @@ def describe(figures: dict[str, Any]) -> str:
     """The figures of a `Summary` as a part of a line."""
     loss = "not finite" if figures["loss"] is None else f"{figures['loss']:.4f}"
     text = f"loss {loss}, lr {figures['lr']:.3e}"
+    if figures["grad_norm"] is not None:
+        text += f", gradient norm {figures['grad_norm']:.3g}"
+    text += f", scale {figures['scale']:g}"
     if figures["images_per_second"]:
         text += f", {figures['images_per_second']:.1f} images/s"
+    if figures["data_wait"] is not None:
+        text += f", {100 * figures['data_wait']:.0f} % waiting for data"
     if figures["nonfinite"]:
-        text += f", {figures['nonfinite']} of {figures['updates']} steps not finite (scale {figures['scale']:g})"
+        text += f", {figures['nonfinite']} of {figures['updates']} steps not finite"
     return text
 
 

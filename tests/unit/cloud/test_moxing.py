@@ -271,11 +271,13 @@ def test_resume_auto_brings_the_checkpoints_of_the_job_before(tmp_path: Path, bu
     sent.write_bytes(b"state")
     (sent.parent.parent / "best").mkdir()
     (sent.parent.parent / "best" / "best.ckpt").write_bytes(b"best")
-    (sent.parent.parent / "metrics.jsonl").write_text("{}\n")
+    for name in ("metrics.jsonl", "predictions.npz", "report.html"):
+        (sent.parent.parent / name).write_text("{}\n")
     place = storage(tmp_path, resume="auto")
     assert place.resume() == "auto"
     # All that later results would replace at train_url has come too.
-    assert names(Path(place.output_folder)) == {"checkpoints/last.ckpt", "best/best.ckpt", "metrics.jsonl"}
+    come = {"checkpoints/last.ckpt", "best/best.ckpt", "metrics.jsonl", "predictions.npz"}
+    assert names(Path(place.output_folder)) == come
     here = Path(place.output_folder) / "checkpoints" / "last.ckpt"
     assert here.read_bytes() == b"state"
     here.write_bytes(b"newer")

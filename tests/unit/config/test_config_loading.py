@@ -162,7 +162,9 @@ def draw(name: str, rng: random.Random) -> object:
         return rng.randint(int(low), int(min(high, 2**31 - 1)) if high > low else int(low) + 5)
     if isinstance(default, float):
         return min(max(rng.uniform(low, high), low + 1e-12), high - 1e-12)
-    if name in ("pretrained", "resume", "file_name", "json", "train_url", "data_url", "cache_dir", "master_addr"):
+    if name in (
+        "pretrained", "resume", "file_name", "json", "predictions", "train_url", "data_url", "cache_dir", "master_addr"
+    ):  # fmt: skip
         words = ["a b", "yes", "1e5", "0x1F", "null_", "# no", "x: y", "ä/ö", "~", "'", '"', "[1]", "-", "12:30",
                  "2020-01-01",
                  "!tag", "&a", "*b", "%", "@", "a\nb", "true_", "0o17", "=", "<<", " lead", "trail "]  # fmt: skip

@@ -9,8 +9,8 @@ MAY_CHANGE = [
     "allow_config_change", "cache_dir", "crop_ratio", "data_url", "dataset_sink_mode", "device_id",
     "device_num", "device_target", "eval_batch_size", "eval_every", "file_format", "file_name", "graph_mode",
     "json", "keep_best_max", "keep_checkpoint_max", "log_steps", "master_addr", "master_port",
-    "max_nonfinite_steps", "max_steps", "node_num", "node_rank", "num_parallel_workers", "pretrained",
-    "recompute", "resume", "run_openi", "save_every", "save_steps", "set", "skip_unreadable", "step_timeout",
+    "max_nonfinite_steps", "max_steps", "node_num", "node_rank", "num_parallel_workers", "predictions", "pretrained",
+    "recompute", "report", "resume", "run_openi", "save_every", "save_steps", "set", "skip_unreadable", "step_timeout",
     "train_url", "use_ema", "worker_processes",
 ]  # fmt: skip
 
@@ -24,7 +24,7 @@ def test_only_keys_that_do_not_affect_the_training_may_change_on_resume():
 def test_help_is_a_sentence(name):
     text = all_keys()[name].field.metadata["help"]
     assert len(text) > 10 and text.endswith(".") and "\n" not in text
-    assert text[0].isupper() or text.split(":")[0] in ("multistep_lr", "polynomial", "eval.py", "export.py")
+    assert text[0].isupper() or text.split(":")[0] in ("multistep_lr", "polynomial", "train.py", "eval.py", "export.py")
 
 
 @pytest.mark.parametrize("name", all_keys())

@@ -11,7 +11,14 @@ from mindspore import Tensor
 from focal.checkpoint.resume import Progress
 from focal.distributed.device import Device
 from focal.trainers.train_one_step import StepOutputs
-from focal.trainers.training_log import DivergenceGuard, Summary, TrainingDiverged, TrainingLog, format_duration
+from focal.trainers.training_log import (
+    DivergenceGuard,
+    Summary,
+    TrainingDiverged,
+    TrainingLog,
+    describe,
+    format_duration,
+)
 
 
 def row(loss=1.0, norm=2.0, lr=0.1, scale=8.0, nonfinite=0.0, in_a_row=0.0):
@@ -73,6 +80,60 @@ def test_the_summary_times_only_steps_after_the_clock_was_restarted(monkeypatch)
     summary.add(np.array([row(), row()]))
     figures = summary.take()
     assert (figures["updates"], figures["images_per_second"]) == (3, 10.0)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time that training_log reads, which passes only when a test says so."""
+    now = [100.0]
+    monkeypatch.setattr("focal.trainers.training_log.time.time", lambda: now[0])
+    return now
+
+
+def test_the_time_until_a_batch_is_there_is_waiting_for_data(make_config, clock):
+    log = TrainingLog(make_config(log_steps=2), Device(), None, steps_per_epoch=4)
+
+    def slow_batches():
+        for batch in "abc":
+            clock[0] += 3
+            yield batch
+
+    taken = []
+    log.line.restart_clock()
+    for batch in log.timed(slow_batches()):
+        taken.append(batch)
+        clock[0] += 1  # the step
+        log.line.add(np.array([row()]))
+    assert taken == ["a", "b", "c"]
+    assert log.line.take()["data_wait"] == 9 / 12
+    log.line.add(np.array([row()]))
+    clock[0] += 5
+    assert log.line.take()["data_wait"] == 0, "each line has its own"
+
+
+def test_waiting_is_not_known_where_batches_come_from_the_devices_queue(clock):
+    summary = Summary(images_per_step=10)
+    clock[0] += 1
+    summary.add(np.array([row()]))
+    figures = summary.take()
+    assert figures["data_wait"] is None and figures["images_per_second"] == 10
+    assert "waiting" not in describe(figures)
+
+
+def test_a_line_has_all_figures_and_the_time_left(make_config, clock, caplog):
+    caplog.set_level(logging.INFO, logger="focal")
+    config, progress = make_config(log_steps=2, epochs=3, batch_size=10, warmup_length=0, cool_length=0), Progress()
+    log = TrainingLog(config, Device(), Records(), steps_per_epoch=10)
+    log.evaluation_seconds = 100.0
+    for step in range(1, 5):
+        clock[0] += 20
+        progress.step = progress.micro_batches = step
+        log.step(Tensor(row(loss=1.5, norm=2.25, lr=0.001, scale=1024).astype(np.float32)), progress)
+    line = caplog.messages[-1]
+    assert line.startswith(
+        "epoch 0.40, step 4: loss 1.5000, lr 1.000e-03, gradient norm 2.25, scale 1024, 0.5 images/s"
+    )
+    assert line.endswith(", 0:02:00 of the epoch and 0:13:40 left"), "6 steps; 26 steps and 3 evaluations"
 
 
 def test_training_stops_with_a_report_after_n_non_finite_steps_in_a_row(caplog):
