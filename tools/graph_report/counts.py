@@ -191,18 +191,19 @@ def kernels(operators: Sequence[Operator], fuse: bool) -> list[Kernel]:
         for operator in working
         if operator.kind != "elementwise"
     ]
-    written = {operator.result: operator.written for operator in operators}
+    # Of what an input names: of several results of an operator, the one that is taken from their tuple.
+    size = {operator.result: sum(map(_size, operator.tensors_out)) for operator in operators}
     groups: dict[str, list[Operator]] = {}
     for operator in working:
         if operator.kind == "elementwise":
             groups.setdefault(cluster[operator.result], []).append(operator)
     for members in groups.values():
         internal = {operator.result for operator in members}
-        numbered = {source[number] for operator in members for number in operator.inputs if number in source}
-        external = {number for number in numbered - internal if number in written}
-        inside = sum(written[source[number]] for o in members for number in o.inputs if source.get(number) in written)
+        numbered = [number for operator in members for number in operator.inputs if number in source]
+        external = {source[number]: size[number] for number in numbered if source[number] not in internal}
+        inside = sum(size[number] for number in numbered)
         constants = max(0.0, sum(operator.read for operator in members) - inside)  # parameters and constants
-        moved = sum(written[number] for number in external) + constants
+        moved = sum(external.values()) + constants
         moved += sum(operator.written for operator in members if operator.result in outside)
         result.append(Kernel("elementwise", 0.0, moved))
     return result
