@@ -118,6 +118,14 @@ def test_only_listed_primitives_take_acl_kernels(runs, name):
     assert rules.unlisted_acl_kernels(runs[name]) == []
 
 
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.soc != ATLAS_910A])
+def test_the_learning_rate_alone_is_gathered_by_an_older_kernel(runs, name):
+    """The list allows Gather for it; rows of activations are IndexSelect's."""
+    gathers = runs[name].primitives.get("Gather")
+    assert gathers is None or gathers.count == 1
+    assert runs[name].primitives["IndexSelect"].count >= 10
+
+
 @each_case
 def test_the_number_of_kernels_does_not_grow(runs, name):
     assert rules.too_many_kernels(runs[name], MOST_KERNELS[name]) == []

@@ -29,10 +29,8 @@ ACL_ALLOWED = {
     "Assign": "none; the counters and the state of the step",
     "AssignAdd": "none; InplaceAddExt (aclnn): not compared",
     "AssignSub": "none; the weights' update of LAMB and of SGD with momentum",
+    "Gather": "none; one number a step, the learning rate",
     "MulNoNan": "none; zero times infinity is zero in it, which a skipped update relies on",
-    "RealDiv": "none; a handful of scalars",
-    "ReduceMean": "none; a scalar in a step",
-    "ReduceSum": "none; MindSpore's differentiation sums the gradients of broadcast tensors by it",
     "Stack": "none; once, for the sum over ranks and for the sums of an evaluation",
     "StridedSlice": "none; once a step, from the sum over ranks",
     "TensorMove": "none; MindSpore copies a parameter that is read before it is assigned",
@@ -43,8 +41,8 @@ ACL_ALLOWED = {
 ACL_ALLOWED_ON_910A = {
     **ACL_ALLOWED,
     **dict.fromkeys(
-        ("BiasAdd", "BiasAddGrad", "Conv2D", "Conv2DBackpropFilter", "Conv2DBackpropInput", "Gather", "LayerNorm",
-         "LayerNormGrad", "UnsortedSegmentSum"),
+        ("BiasAdd", "BiasAddGrad", "Conv2D", "Conv2DBackpropFilter", "Conv2DBackpropInput", "LayerNorm",
+         "LayerNormGrad", "RealDiv", "ReduceMean", "UnsortedSegmentSum"),
         "none; GE, the default of this chip, has no adapter for the newer primitive, or fuses this one itself",
     ),
     "NPUClearFloatStatusV2": "none; the 910A's overflow flag",
