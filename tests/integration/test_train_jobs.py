@@ -66,6 +66,7 @@ def load(folder, **overrides):
     "flags, named",
     [
         (["--batch_sise", "3"], "batch_size"),
+        (["--attention", "flash"], "attention: flash requires device_target Ascend, not CPU"),
         (["--pretrained", "no/such.ckpt", "--data_url", "tests"], "no/such.ckpt"),
         (["--resume", "no/other.ckpt", "--data_url", "tests"], "no/other.ckpt"),
         (["--data_url", "no/such/folder"], "no/such/folder"),
@@ -92,6 +93,7 @@ def test_a_training_can_be_evaluated_and_fine_tuned(tmp_path):
     with job(command(config, output, report=report), tmp_path / "train.log") as run:
         assert run.wait(300) == 0, run.output
         assert "epoch 2/2: loss" in run.output and "images/s" in run.output and "left" in run.output
+        assert run.output.count("attention: products; flash exists on Atlas A2 (910B) and later only") == 1
     names = {path.name for path in output.iterdir()}
     assert names >= {"config.yaml", "log", "metrics.jsonl", "tensorboard", "checkpoints", "best"}
     recorded = load_config(output / "config.yaml")
@@ -120,8 +122,10 @@ def test_a_training_can_be_evaluated_and_fine_tuned(tmp_path):
     assert expected["top5"] == 100, "four classes: all within five"
     assert records(output, "val")[-1]["images"] == 13
 
-    with job(command(config, tmp_path / "pynative", graph_mode=1, max_steps=2), tmp_path / "pynative.log") as run:
+    flags = {"graph_mode": 1, "max_steps": 2, "attention": "products"}
+    with job(command(config, tmp_path / "pynative", **flags), tmp_path / "pynative.log") as run:
         assert run.wait(300) == 0, run.output
+        assert "attention: products, as configured" in run.output
         assert "compiled" not in run.output.replace("compilation included", "")
     assert losses(tmp_path / "pynative") == pytest.approx(losses(output)[:2], rel=1e-6)
 
