@@ -58,6 +58,7 @@ class DryRun:
         error: why the compilation or the dry-run step did not end; empty: it did.
         batch: images.
         arch: model name.
+        jit_level: what the product's start-up set; empty: it was not reached.
         seconds: for building, compiling and the dry-run step.
     """
 
@@ -69,6 +70,7 @@ class DryRun:
     error: str = ""
     batch: int = 0
     arch: str = ""
+    jit_level: str = ""
     seconds: float = 0.0
 
     def kernels(self) -> dict[str, int]:
