@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from typing import TYPE_CHECKING, Callable
 
@@ -13,6 +14,8 @@ from focal.distributed.signals import StopSignals
 if TYPE_CHECKING:
     from focal.cloud.local import Storage
     from focal.distributed.device import Device
+
+logger = logging.getLogger("focal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,8 @@ def _run_worker(
     device = setup_device(config.run)
     setup_logging(device.rank, resolve_output_folder(config) if log_to_file else None)
     check_versions()
+    if device.jit_level:
+        logger.info("jit_level %s (setting: %s)", device.jit_level, config.run.jit_level)
     refuse_unsupported(config.step.amp_level)  # before a cloud job copies its data
     with open_storage(config, device, unknown_arguments) as storage:  # leaving it sends the results, also on an error
         exit_code = work(Job(storage.local_config(), device, storage, stop))

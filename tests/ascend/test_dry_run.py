@@ -43,11 +43,12 @@ CASES = {
     "version 2, eval, bf16, flash": small_case(2, EVAL, "bf16", overrides=FLASH),
     "version 1, train, O2, flash": small_case(1, TRAIN, "O2", overrides=FLASH),
 }
-GE_CASES = {"version 2, train, O1, 910A, GE": small_case(2, TRAIN, "O1", soc=ATLAS_910A, jit_level="O2")}
+# No jit_level is given: auto takes GE for the 910A.
+GE_CASES = {"version 2, train, O1, 910A, GE": small_case(2, TRAIN, "O1", soc=ATLAS_910A, jit_level="")}
 # Each breaks a rule; controls.py says how.
 CONTROLS = {
-    "breaks every rule": Case(NANO_V2, ranks=8, build="tests.ascend.controls:breaks_every_rule"),
-    "does not compile": Case(NANO_V2, build="tests.ascend.controls:not_compilable"),
+    "breaks every rule": Case(NANO_V2, ranks=8, jit_level="O0", build="tests.ascend.controls:breaks_every_rule"),
+    "does not compile": Case(NANO_V2, jit_level="O0", build="tests.ascend.controls:not_compilable"),
     "bfloat16 on a 910A": small_case(2, TRAIN, "bf16", soc=ATLAS_910A),
     "larger evaluation": small_case(2, EVAL, "O1", build="tests.ascend.controls:larger_evaluation"),
     "without adapter": Case(NANO_V2, soc=ATLAS_910A, jit_level="O2", build="tests.ascend.controls:without_adapter"),
@@ -142,6 +143,7 @@ def test_flash_attention_takes_aclnn_kernels_forward_and_backward(runs):
 
 @pytest.mark.parametrize("name", GE_CASES)
 def test_every_operator_has_an_adapter_for_ge(runs, name):
+    assert runs[name].jit_level == "O2"
     assert rules.short_of_ge(runs[name]) == []  # else nothing was converted
     assert rules.missing_adapters(runs[name]) == []
 
@@ -208,3 +210,5 @@ def test_the_command_prints_the_table_and_writes_the_figures(tmp_path):
     assert result["fallback_to_cpu"] == []
     assert result["peak_memory_bytes"] > 0
     assert result["batch"] == 4
+    assert result["jit_level"] == "O1"  # what auto takes on Atlas A2
+    assert result["kernels"]["graph"] > 0

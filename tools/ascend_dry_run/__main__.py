@@ -34,9 +34,9 @@ def main() -> int:
     parser.add_argument("--ranks", type=_positive, default=1, help="processes of the job, of which rank 0 is compiled")
     parser.add_argument("--soc", default=ATLAS_A2, help="chip: Ascend910B1 (Atlas A2; default), Ascend910A, ...")
     parser.add_argument(
-        "--jit_level", choices=LEVELS, default="O0",
-        help="O0: kernel by kernel, MindSpore's default on Atlas A2; O1: with graph kernels; O2: GE, the default on "
-        "the 910A, of which only the conversion can be tried",
+        "--jit_level", choices=LEVELS, default="",
+        help="O0: kernel by kernel; O1: with graph kernels; O2: GE, of which only the conversion can be tried; "
+        "default: the configuration's, of which auto means O1 on Atlas A2 and O2 on the 910A",
     )  # fmt: skip
     parser.add_argument("--batch", type=_positive, default=0, help="images; default: the configuration's batch_size")
     parser.add_argument(
@@ -54,7 +54,7 @@ def main() -> int:
         figures: Any = results if flags.matrix else next(iter(results.values()))
         flags.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(as_matrix(cases, runs) if flags.matrix else "\n".join(as_text(c, runs[name]) for name, c in cases.items()))
-    return int(any(violations(runs[name], case.jit_level) for name, case in cases.items()))
+    return int(any(violations(run, run.jit_level) for run in runs.values()))
 
 
 def _case(flags: argparse.Namespace) -> Case:

@@ -22,7 +22,8 @@ class Case:
         what: train: the training step of train.py; eval: the network and its sums as eval.py runs them.
         ranks: processes of the job; rank 0 is compiled.
         soc: chip, as CANN names it.
-        jit_level: one of `LEVELS`.
+        jit_level: one of `LEVELS`, in the place of the configuration's; "": the configuration's, by default what auto
+            chooses for the chip.
         batch: images; 0: the configuration's.
         overrides: settings that replace those of `config`.
         build: "module:function" that takes the Config and the Device and returns a Cell and its inputs, compiled in
@@ -35,7 +36,7 @@ class Case:
     what: str = TRAIN
     ranks: int = 1
     soc: str = ATLAS_A2
-    jit_level: str = "O0"
+    jit_level: str = ""
     batch: int = 0
     overrides: dict[str, Any] = field(default_factory=dict)
     build: str = ""
@@ -61,10 +62,10 @@ def small_case(version: int, what: str, amp_level: str, **changes: Any) -> Case:
         version: 1 or 2.
         what: train or eval.
         amp_level: see StepConfig.
-        changes: attributes of the Case; `overrides` are added to the recipe's.
+        changes: attributes of the Case; `overrides` are added to the recipe's, and jit_level is O0 unless given.
     """
     overrides = {**RECIPE, "amp_level": amp_level, **changes.pop("overrides", {})}
-    case = Case(NANO_V1 if version == 1 else NANO_V2, what, batch=8, overrides=overrides)
+    case = Case(NANO_V1 if version == 1 else NANO_V2, what, jit_level="O0", batch=8, overrides=overrides)
     return dataclasses.replace(case, **changes)
 
 

@@ -79,20 +79,25 @@ def compile_case(case: Case, result: dict[str, Any]) -> None:
     overrides = {**case.overrides, "device_target": "Ascend", "device_num": 1, "pretrained": None}
     if case.batch:
         overrides["batch_size"] = case.batch
+    if case.jit_level:
+        overrides["jit_level"] = case.jit_level
     config = load_config(case.config, overrides)
     result.update(arch=config.model.arch, batch=config.data.batch_size)
     stand_in_for_other_ranks()
     stand_in_for_comparison(case.flash_gives_bias_gradient)
     device = setup_device(config.run)
-    ms.set_context(jit_config={"jit_level": "O0"})  # of what runs while the network is built: GE could not
+    result["jit_level"] = device.jit_level
+    if device.jit_level:
+        ms.set_context(jit_config={"jit_level": "O0"})  # of what runs while the network is built: GE could not
     if case.build:
         module, _, function = case.build.partition(":")
         cell, inputs = getattr(importlib.import_module(module), function)(config, device)
     else:
         cell, inputs = build(config, case.what, device), example_inputs(config, case.what)
-    if case.jit_level == "O2":
+    if device.jit_level == "O2":
         use_ascend_forms(cell, False)  # in a job, the level is known before anything is built, and decides these forms
-    ms.set_context(jit_config={"jit_level": case.jit_level})
+    if device.jit_level:
+        ms.set_context(jit_config={"jit_level": device.jit_level})
     sys.stderr.flush()
     os.write(2, f"\n{COMPILING}\n".encode())  # MindSpore's log is written there as well, unbuffered
     outputs = cell(*inputs)

@@ -16,7 +16,7 @@ def as_text(case: Case, run: DryRun) -> str:
     """One outcome: primitives by kind of kernel with the bytes they move, all-reduces, memory, broken rules."""
     moved = bytes_of_primitives(run)
     lines = [
-        f"{run.arch}, {case.what}, batch {run.batch}, rank 0 of {case.ranks}, {case.soc}, jit_level {case.jit_level}",
+        f"{run.arch}, {case.what}, batch {run.batch}, rank 0 of {case.ranks}, {case.soc}, jit_level {run.jit_level}",
         "",
         "| primitive | count | kernel | MB moved |",
         "| --- | ---: | --- | ---: |",
@@ -28,7 +28,7 @@ def as_text(case: Case, run: DryRun) -> str:
         sizes = ", ".join(f"{reduce.bytes / 2**20:.3f} ({reduce.tensors})" for reduce in run.all_reduces)
         lines.append(f"all-reduces: {len(run.all_reduces)}, MiB (tensors): {sizes}")
     lines.append(f"peak memory: {run.peak_memory_bytes / 2**20:,.1f} MiB and the workspaces of kernels")
-    broken = violations(run, case.jit_level)
+    broken = violations(run, run.jit_level)
     return "\n".join([*lines, *(f"rule broken: {text}" for text in broken), *([] if broken else ["rules: kept"]), ""])
 
 
@@ -41,7 +41,7 @@ def as_dict(case: Case, run: DryRun) -> dict[str, Any]:
         "batch": run.batch,
         "ranks": case.ranks,
         "soc": case.soc,
-        "jit_level": case.jit_level,
+        "jit_level": run.jit_level,
         "primitives": {
             name: {"count": p.count, "kernel": p.kernel, "bytes": moved[name]} for name, p in run.primitives.items()
         },
@@ -51,7 +51,7 @@ def as_dict(case: Case, run: DryRun) -> dict[str, Any]:
         "all_reduces": [{"tensors": reduce.tensors, "bytes": reduce.bytes} for reduce in run.all_reduces],
         "peak_memory_bytes": run.peak_memory_bytes,
         "error": run.error,
-        "broken_rules": violations(run, case.jit_level),
+        "broken_rules": violations(run, run.jit_level),
         "launches": [
             {
                 "primitive": launch.primitive,
@@ -80,14 +80,14 @@ def as_matrix(cases: Mapping[str, Case], runs: Mapping[str, DryRun]) -> str:
         "| case | kernels | of them aclnn | acl | hccl | graph | all-reduces | rules |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    for name, case in cases.items():
+    for name in cases:
         run = runs[name]
         kernels = run.kernels()
         counts = [kernels.get(kind, 0) for kind in ("aclnn", "acl", "hccl", "graph")]
         cells = [f"{count:,}" for count in (sum(kernels.values()), *counts, len(run.all_reduces))]
-        if case.jit_level == "O2":  # GE, not MindSpore, chooses the kernels
+        if run.jit_level == "O2":  # GE, not MindSpore, chooses the kernels
             cells = [""] * len(cells)
-        broken = "; ".join(violations(run, case.jit_level)) or "kept"
+        broken = "; ".join(violations(run, run.jit_level)) or "kept"
         lines.append(f"| {name} | {' | '.join(cells)} | {broken} |")
     return "\n".join([*lines, ""])
 

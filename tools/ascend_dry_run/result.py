@@ -58,6 +58,7 @@ class DryRun:
         batch: images.
         arch: model name.
         soc: chip, as CANN names it.
+        jit_level: what the product's start-up set; empty: it was not reached.
         seconds: for building, compiling and the dry-run step.
     """
 
@@ -71,6 +72,7 @@ class DryRun:
     batch: int = 0
     arch: str = ""
     soc: str = ""
+    jit_level: str = ""
     seconds: float = 0.0
 
     def kernels(self) -> dict[str, int]:

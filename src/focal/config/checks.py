@@ -74,6 +74,10 @@ def _check_run(config: Config) -> None:
         raise ConfigError(
             f"dataset_sink_mode: requires device_target Ascend, not {run.device_target}; set dataset_sink_mode to False"
         )
+    if run.kernel_launch_group and run.jit_level != "O0":
+        raise ConfigError(
+            f"kernel_launch_group: {run.kernel_launch_group} requires jit_level O0, not {run.jit_level}; set it to 0"
+        )
     if run.node_rank >= run.node_num:
         raise ConfigError(f"node_rank: {run.node_rank} must be less than node_num {run.node_num}")
     if run.device_num % run.node_num:

@@ -302,6 +302,19 @@ class RunConfig:
     graph_mode: int = key(
         0, "MindSpore's mode: 0 for graph mode, 1 for PyNative (debugging).", choices=(0, 1), may_change=True
     )
+    jit_level: str = key(
+        "auto",
+        "How MindSpore compiles for an Ascend: kernel by kernel (O0), with fused kernels (O1) or one whole graph (O2); "
+        "auto takes what suits the chip.",
+        choices=("auto", "O0", "O1", "O2"),
+        may_change=True,
+    )
+    kernel_launch_group: int = key(
+        0, "Threads that launch kernels at jit_level O0; 0 leaves that to one thread.", low=0, high=64, may_change=True
+    )
+    compile_cache: Optional[str] = key(
+        None, "Folder that keeps the compiled training step for the next start; none disables it.", may_change=True
+    )
     dataset_sink_mode: bool = key(False, "Ascend: feed the device through a queue.", may_change=True)
     seed: int = key(0, "Random seed for initialisation, data order, augmentation and drop path.", low=0, high=2**31 - 1)
     pretrained: Optional[str] = key(None, "Checkpoint to load weights from.", may_change=True)

@@ -54,6 +54,22 @@ def has_flash_attention() -> bool:
     return _on_ascend() and ascend_chip() not in _FLOAT16_CHIPS
 
 
+def resolve_jit_level(setting: str, chip: str) -> str:
+    """The `jit_level` to give MindSpore, or "" to leave MindSpore's default; docs/performance.md gives the reasons.
+
+    Args:
+        setting: the configuration's: auto, O0, O1 or O2.
+        chip: as `ascend_chip` names it; "" on a CPU or GPU, whose compiler ignores the level in MindSpore 2.8.
+    """
+    if setting != "auto":
+        return setting
+    if chip == "ascend910":
+        return "O2"  # MindSpore's own default, and mindcv's in the figures that it publishes for this chip
+    if not chip or chip in _FLOAT16_CHIPS:
+        return ""  # on chips for inference nothing is known that would beat the default
+    return "O1"  # by default O0: one launch from the host for every operator, and none of them fused
+
+
 def saturates_on_overflow() -> bool:
     """Whether float16 overflow clamps to the largest number and raises a flag of the device, instead of giving inf.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -50,6 +51,7 @@ class Device:
         local_rank: number of this process among those on the same machine.
         local_size: number of processes on this machine.
         target: Ascend, CPU or GPU.
+        jit_level: what MindSpore was told, see `resolve_jit_level`; empty: its default.
     """
 
     rank: int = 0
@@ -57,6 +59,7 @@ class Device:
     local_rank: int = 0
     local_size: int = 1
     target: str = "CPU"
+    jit_level: str = ""
 
     @property
     def is_main(self) -> bool:
@@ -94,10 +97,12 @@ def setup_device(run: RunConfig) -> Device:
     # and MindSpore's own limit of 1000 calls refuses its training step.
     ms.set_recursion_limit(CALL_DEPTH)
     _set_target(run, launch)
+    jit_level = _set_compilation(run)
     # The scheduler of a dynamic cluster waits for its workers even if there is only one.
     if launch is None or (launch.world_size == 1 and launch.launcher != "dynamic_cluster"):
-        return Device(target=run.device_target)
-    return _join_group(launch, run.device_target, scheduler)
+        return Device(target=run.device_target, jit_level=jit_level)
+    device = _join_group(launch, run.device_target, scheduler)
+    return dataclasses.replace(device, jit_level=jit_level)
 
 
 def communication_timeouts(step_timeout: float) -> dict[str, str]:
@@ -150,6 +155,23 @@ def _set_precision() -> None:
     if precision.has_hf32:
         op_precision.conv_allow_hf32(False)
         op_precision.matmul_allow_hf32(False)
+
+
+def _set_compilation(run: RunConfig) -> str:
+    """Set how graphs are compiled and launched; returns the jit_level that was set, or ""."""
+    import mindspore as ms
+
+    from focal.distributed.chip import ascend_chip, resolve_jit_level
+
+    level = resolve_jit_level(run.jit_level, ascend_chip() if run.device_target == "Ascend" else "")
+    if level:
+        # For the whole process, and so for the Cell that sink mode calls as well: `ms.data_sink` takes a batch from the
+        # queue in PyNative mode and hands it to the Cell, which is compiled by these settings like any other.
+        ms.set_context(jit_config={"jit_level": level})
+    if run.kernel_launch_group:
+        # Four groups of kernels per thread, as in MindSpore's own default of two threads and eight groups.
+        ms.runtime.set_kernel_launch_group(run.kernel_launch_group, 4 * run.kernel_launch_group)
+    return level
 
 
 def _join_group(launch: Launch, target: str, scheduler: Optional[Scheduler]) -> Device:

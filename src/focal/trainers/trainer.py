@@ -22,11 +22,11 @@ from focal.config import Config, ConfigError
 from focal.data import EvalData, TrainData, blank_batch
 from focal.distributed.collectives import all_reduce_sum
 from focal.distributed.device import Device
-from focal.distributed.memory import compile_ahead
 from focal.distributed.progress_watch import ProgressWatch
 from focal.distributed.signals import StopSignals
 from focal.evaluation import EvalResult, EvalStep, evaluate, weights_replaced
 from focal.predictions import PredictionCollector
+from focal.trainers.compile_cache import compile_step
 from focal.trainers.metrics import MetricsFiles
 from focal.trainers.train_one_step import TrainOneStep
 from focal.trainers.training_log import TrainingDiverged, TrainingLog, format_duration
@@ -144,14 +144,23 @@ class Trainer:
         if self.config.run.dataset_sink_mode:
             epochs_left = self.epochs - progress.epoch
             queue = self.train_data.dataset(progress.epoch, progress.micro_batches, epochs_left)
-            return ms.data_sink(self.train_step, queue, sink_size=1), lambda epoch, first: itertools.repeat(())
+            from_queue = ms.data_sink(self.train_step, queue, sink_size=1)
+            if self.config.run.compile_cache is not None:
+                self.compile()
+            return from_queue, lambda epoch, first: itertools.repeat(())
+        self.compile()
+        return self.train_step, self.batches
+
+    def compile(self) -> None:
+        """Compile the step before its first call, or load it from `compile_cache`."""
         start = time.time()
         if not self.config.run.graph_mode:
             logger.info("compiling the training step, which takes from half a minute to several minutes")
-        if compile_ahead(self.train_step, *map(Tensor, blank_batch(self.config))):
-            logger.info("training step compiled in %s", format_duration(time.time() - start))
+        batch = [Tensor(array) for array in blank_batch(self.config)]
+        done = compile_step(self.train_step, batch, self.config, self.device)
+        if done:
+            logger.info("training step %s in %s", done, format_duration(time.time() - start))
         self.watch.beat()
-        return self.train_step, self.batches
 
     def batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, ...]]:
         """Micro-batches of an epoch from number `first` on; stop signals stay ours while workers read."""

@@ -32,6 +32,8 @@ REFUSED = [
     ({"beta": [0.9, 0.99999999]}, "beta: .* rounds to 1 in float32; use at most"),
     ({"min_lr": 1e-3, "base_lr": 1e-4}, "min_lr: 0.001 is greater than base_lr 0.0001"),
     ({"amp_level": "bf16", "device_target": "CPU"}, "amp_level: bf16 is not supported on CPU; use O0"),
+    ({"kernel_launch_group": 2},
+     "kernel_launch_group: 2 requires jit_level O0, not auto; set it to 0"),
     ({"dataset_sink_mode": True, "device_target": "CPU"},
      "dataset_sink_mode: requires device_target Ascend, not CPU; set dataset_sink_mode to False"),
     ({"node_rank": 1}, "node_rank: 1 must be less than node_num 1"),

@@ -51,6 +51,7 @@ def other_value(name: str) -> str:
 
 
 COMPANIONS = {"node_rank": ["--node_num=2", "--device_num=2", "--master_port=8118"],
+              "kernel_launch_group": ["--jit_level=O0"],
               "node_num": ["--device_num=2", "--master_port=8118"]}  # fmt: skip
 
 

@@ -178,7 +178,8 @@ TOGETHER = {"arch", "depths", "num_heads", "focal_levels", "focal_windows", "exp
             "embed_dim", "auto_augment", "crop_scale", "crop_aspect", "batch_size", "epochs", "warmup_length",
             "cool_length", "min_lr", "base_lr", "amp_level", "device_target", "dataset_sink_mode", "node_num",
             "node_rank",
-            "device_num", "master_port", "freeze_stages", "attention"}  # fmt: skip
+            "device_num", "master_port", "freeze_stages", "attention", "jit_level",
+            "kernel_launch_group"}  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -199,6 +200,7 @@ def test_any_legal_config_survives_saving(seed, tmp_path):
         batch_size=2 * rng.randint(1, 99), warmup_length=warmup, cool_length=cool, epochs=max(1, warmup + cool),
         min_lr=low, base_lr=base, amp_level=rng.choice(["O0", "O3", "bf16"]), device_target="Ascend",
         dataset_sink_mode=rng.random() < 0.5, node_num=nodes, node_rank=rng.randrange(nodes),
+        jit_level="O0", kernel_launch_group=rng.randint(0, 4),
         device_num=8 * nodes, master_port=rng.randint(1, 65535), attention=rng.choice(["auto", "products"]),
     )  # fmt: skip
     config = load_config(given)

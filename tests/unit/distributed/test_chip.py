@@ -6,7 +6,13 @@ import mindspore as ms
 import pytest
 
 from focal.distributed import chip as chip_module
-from focal.distributed.chip import OperatorPrecision, operator_precision, refuse_unsupported, saturates_on_overflow
+from focal.distributed.chip import (
+    OperatorPrecision,
+    operator_precision,
+    refuse_unsupported,
+    resolve_jit_level,
+    saturates_on_overflow,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +27,27 @@ from focal.distributed.chip import OperatorPrecision, operator_precision, refuse
 )
 def test_each_chip_gets_the_precision_mode_it_supports(chip, mode, has_hf32):
     assert operator_precision(chip) == OperatorPrecision(mode, has_hf32)
+
+
+@pytest.mark.parametrize(
+    "chip, level",
+    [
+        ("ascend910", "O2"),
+        ("ascend910b", "O1"),
+        ("ascend910_93", "O1"),
+        ("ascend950", "O1"),  # a chip that this code does not know
+        ("ascend310p", ""),
+        ("", ""),  # CPU and GPU
+    ],
+)
+def test_auto_takes_the_jit_level_that_suits_the_chip(chip, level):
+    assert resolve_jit_level("auto", chip) == level
+
+
+@pytest.mark.parametrize("chip", ["ascend910", "ascend910b", ""])
+@pytest.mark.parametrize("level", ["O0", "O1", "O2"])
+def test_a_jit_level_that_is_asked_for_is_taken_on_every_chip(chip, level):
+    assert resolve_jit_level(level, chip) == level
 
 
 def on(monkeypatch, target, chip):

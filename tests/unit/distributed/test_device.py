@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -117,6 +118,32 @@ def test_the_chip_decides_what_operators_may_compute_in(monkeypatch: pytest.Monk
     monkeypatch.setattr(chip, "ascend_chip", lambda: "ascend910")
     device_module._set_precision()
     assert calls == {"precision_mode": "allow_fp32_to_fp16"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "chip", "level", "calls"),
+    [
+        ({}, "ascend910", "O2", [("context", {"jit_level": "O2"})]),
+        ({}, "ascend910b", "O1", [("context", {"jit_level": "O1"})]),
+        (
+            {"jit_level": "O0", "kernel_launch_group": 2}, "ascend910b", "O0",
+            [("context", {"jit_level": "O0"}), ("launch", (2, 8))],
+        ),
+        ({"device_target": "CPU"}, "not asked for", "", []),
+        ({"device_target": "CPU", "jit_level": "O1"}, "not asked for", "O1", [("context", {"jit_level": "O1"})]),
+    ],
+)  # fmt: skip
+def test_jit_level_and_launch_group_reach_mindspore(
+    monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], chip: str, level: str, calls: list[Any]
+) -> None:
+    from focal.distributed import chip as chip_module
+
+    made: list[Any] = []
+    monkeypatch.setattr(chip_module, "ascend_chip", lambda: chip)
+    monkeypatch.setattr(ms, "set_context", lambda jit_config: made.append(("context", jit_config)))
+    monkeypatch.setattr(ms.runtime, "set_kernel_launch_group", lambda *given: made.append(("launch", given)))
+    assert device_module._set_compilation(load_config({"device_target": "Ascend", **keys}).run) == level
+    assert made == calls
 
 
 def test_a_failed_rank_that_cannot_end_is_ended() -> None:

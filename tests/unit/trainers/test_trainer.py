@@ -33,7 +33,7 @@ class Recorder:
 @pytest.fixture
 def run(make_config, tmp_path, monkeypatch):
     """A training from `progress` on; returns what it saved, how many steps it took, and where it is."""
-    monkeypatch.setattr(training_module, "compile_ahead", lambda *arguments: True)
+    monkeypatch.setattr(training_module, "compile_step", lambda *arguments: "compiled")
     monkeypatch.setattr(Trainer, "tensors", lambda self: {})
     monkeypatch.setattr(Trainer, "evaluate", lambda self: "")
 
