@@ -50,12 +50,13 @@ class AddToSamples(CpuForm):
         return x + addend
 
     def sum_samples(self, gradient: Tensor) -> Tensor:
-        """Gradient of the sum (B, ...) -> gradient of the addend (1, ...)."""
+        """Gradient of the sum (B, ...) -> gradient of the addend (1, ...), float32."""
         if self.for_cpu:
+            gradient = gradient.astype(ms.float32)
             ones = ops.ones((1, gradient.shape[0]), gradient.dtype)
             summed = _MATMUL(ones, gradient.reshape((gradient.shape[0], -1)))
             return summed.reshape((1,) + gradient.shape[1:])
-        return _SUM(gradient, (0,), True, None)
+        return _SUM(gradient, (0,), True, ms.float32)
 
 
 class ScaleSamples(CpuForm):

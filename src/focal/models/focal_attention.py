@@ -31,7 +31,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from focal.models.ascend_forms import TakeRows
-from focal.models.cpu_forms import AddToSamples, SoftmaxGradient
+from focal.models.cpu_forms import AddToSamples, CpuForm, SoftmaxGradient
 from focal.models.flash_attention import FlashAttention
 from focal.models.focal_keys import KeyTable, closest_keys, num_surrounding, topk_closest_indices, window_keys
 from focal.models.gathers import GatherTokens, MergeHeads, SplitHeads, index_tensor
@@ -109,11 +109,16 @@ class FocalAttention(nn.Cell):
         return self.proj_drop(self.proj(attended))  # (B, N, C)
 
 
-class WindowedProducts(nn.Cell):
+class WindowedProducts(CpuForm):
     """softmax(q k^T + bias) v of every group, with a gradient that keeps little: the input and the attention weights.
 
     Queries, keys and values of all groups are several times as large as the tokens they are gathered from, so the
     backward pass gathers them again, which takes no measurable time.
+
+    After products in float16 the softmax reads and writes float16 as well. Its kernels on an Ascend compute in float32
+    inside, the logits have been rounded to float16 already, and so will the weights be before the next product; scores
+    in float32 between them would be 38 more bytes for each, a sixth of what a training step moves. Bfloat16 has too few
+    digits for logits, and the float16 softmax of a CPU rounds inside; there it is float32.
     """
 
     def __init__(self, scale: float, split_heads: SplitHeads, attn_drop: Dropout) -> None:
@@ -129,19 +134,21 @@ class WindowedProducts(nn.Cell):
         self.split_heads = split_heads
 
     def construct(self, qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """qkv (B, T, 3 * C), bias (1, h * G, Q, K) float32 -> (B, h * G, Q, d), and the weights, float32."""
+        """qkv (B, T, 3 * C), bias (1, h * G, Q, K) float32 -> (B, h * G, Q, d), and the weights of `weights`."""
         queries, keys, values = self.split_heads(qkv)  # (B, h * G, Q or K, d)
         weights = self.weights(queries, keys, bias)
         return self.product(self.attn_drop(weights.astype(values.dtype)), values), weights
 
     def weights(self, queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
-        """softmax(q k^T + bias), (B, h * G, Q, K) float32."""
+        """softmax(q k^T + bias), (B, h * G, Q, K) float16 or float32."""
         logits = self.product_transposed(queries * self.scale, keys)  # (B, h * G, Q, K)
-        return self.softmax(self.add_to_samples(logits.astype(ms.float32), bias))
+        if self.for_cpu or logits.dtype != ms.float16:
+            logits = logits.astype(ms.float32)
+        return self.softmax(self.add_to_samples(logits, bias.astype(logits.dtype)))
 
     def logits_gradient(self, values: Tensor, weights: Tensor, dattended: Tensor) -> Tensor:
-        """Gradient of the attended values (B, h * G, Q, d) -> gradient of the logits (B, h * G, Q, K) float32."""
-        dweights = self.attn_drop(self.product_transposed(dattended, values)).astype(ms.float32)  # (B, h * G, Q, K)
+        """Gradient of the attended values (B, h * G, Q, d) -> gradient of the logits, as `weights` in shape and type."""
+        dweights = self.attn_drop(self.product_transposed(dattended, values)).astype(weights.dtype)
         return self.softmax_gradient(dweights, weights)
 
     def bias_gradient(self, qkv: Tensor, bias: Tensor, dattended: Tensor) -> Tensor:
