@@ -147,7 +147,7 @@ class WindowedProducts(CpuForm):
         return self.softmax(self.add_to_samples(logits, bias.astype(logits.dtype)))
 
     def logits_gradient(self, values: Tensor, weights: Tensor, dattended: Tensor) -> Tensor:
-        """Gradient of the attended values (B, h * G, Q, d) -> gradient of the logits, as `weights` in shape and type."""
+        """Gradient of the attended values (B, h * G, Q, d) -> of the logits, in shape and type as `weights`."""
         dweights = self.attn_drop(self.product_transposed(dattended, values)).astype(weights.dtype)
         return self.softmax_gradient(dweights, weights)
 

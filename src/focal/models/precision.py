@@ -7,9 +7,10 @@
 | O3    | float16                         | float16 | float16               |
 | bf16  | bfloat16                        | float32 | float32               |
 
-At every level weights, EMA weights, gradients after the backward pass, optimizer state, the softmax of the attention,
-the position bias, the mean over tokens and the loss are float32. `keep_bn_fp32` makes O3 keep its norms in float32,
-which is then O2. What an Ascend chip computes float32 products in is another matter: see `operator_precision`.
+At every level weights, EMA weights, gradients after the backward pass, optimizer state, the position bias, the mean
+over tokens and the loss are float32, and so is the softmax of the attention, but after products in float16 it reads and
+writes float16 (see `WindowedProducts`). `keep_bn_fp32` makes O3 keep its norms in float32, which is then O2. What an
+Ascend chip computes float32 products in is another matter: see `operator_precision`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 from focal.models import focal_attention
+from focal.models.cpu_forms import use_cpu_forms
 from focal.models.focal_attention import WindowedProducts
 from focal.models.focal_keys import StageMap, closest_keys, topk_closest_indices, window_keys
 from focal.models.gathers import SplitHeads
@@ -72,6 +73,33 @@ def test_the_written_gradient_of_the_attention_is_that_of_its_forward_pass(rate,
         reference = reference.asnumpy()
         assert np.abs(reference).max() > 0.1
         np.testing.assert_allclose(gradient.asnumpy(), reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("for_cpu", [True, False])
+def test_the_softmax_of_float16_products_is_float16_but_on_a_cpu(for_cpu):
+    """The weights' type; and output and gradients of both forms are those of float32, but for rounding."""
+    rng = np.random.default_rng(2)
+    qkv = (2 * rng.standard_normal((3, TOKENS, 3 * HEADS * DEPTH))).astype(np.float16)
+    bias = rng.standard_normal((1, HEADS * 2, 4, 5)).astype(np.float32)
+    sensitivity = Tensor(rng.standard_normal((3, HEADS * 2, 4, DEPTH)).astype(np.float32))
+    products = windowed_products(DEPTH**-0.5, nn.Identity()).set_train(True)
+    use_cpu_forms(products, for_cpu)
+
+    def results(qkv):
+        def loss(qkv, bias):
+            attended, weights = products(qkv, bias)
+            return (attended.astype(ms.float32) * sensitivity).sum(), attended, weights
+
+        (_, attended, weights), gradients = ops.value_and_grad(loss, (0, 1), has_aux=True)(qkv, Tensor(bias))
+        return (attended, *gradients), weights.dtype
+
+    half, dtype = results(Tensor(qkv))
+    single, exact = results(Tensor(qkv.astype(np.float32)))
+    assert dtype == (ms.float32 if for_cpu else ms.float16) and exact == ms.float32
+    assert half[2].dtype == ms.float32  # the bias's gradient is summed over the batch in float32
+    for ours, reference in zip(half, single):
+        reference = reference.asnumpy()
+        assert np.linalg.norm(ours.asnumpy() - reference) < 3e-3 * np.linalg.norm(reference)
 
 
 def test_the_dropout_of_attention_weights_takes_part():
