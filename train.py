@@ -6,6 +6,7 @@
 
 On a laptop add --device_target CPU --amp_level O0 --device_num 1.
 """
+# PYTHON_ARGCOMPLETE_OK: see docs/configuration.md
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional
 
 from focal.config.architectures import PAPER_TOP1, arch_defaults
-from focal.config.help import add_key_flags, script_parser
+from focal.config.help import add_key_flags, complete_for_shell, script_parser
 from focal.config.loading import all_keys, load_config, read_keys, suggestion
 from focal.config.schema import DEFAULT_ARCH, Config, ConfigError
 from focal.config.yaml_files import CONFIG_FOLDER
@@ -89,6 +89,7 @@ def _make_parser(
     parser = script_parser(description, _Parser)
     add_arguments(parser)
     add_key_flags(parser)
+    complete_for_shell(parser)
     return parser
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
+from typing import Any
 
 from focal.config.describe import describe_placeholder, describe_value
-from focal.config.loading import all_keys
+from focal.config.loading import Key, all_keys
 from focal.config.schema import SECTIONS
 
 _DEFAULTS = "Defaults are shown in brackets; the YAML file and the name of a published model set others (docs/keys.md)."
@@ -70,4 +72,21 @@ def add_key_flags(parser: argparse.ArgumentParser) -> None:
         for field in dataclasses.fields(section):
             key = keys[field.name]
             help_text = f"{field.metadata['help']} [{describe_value(field.default)}]".replace("%", "%%")
-            group.add_argument(f"--{field.name}", metavar=describe_placeholder(key), help=help_text)
+            flag = group.add_argument(f"--{field.name}", metavar=describe_placeholder(key), help=help_text)
+            _offer_values(flag, key)
+
+
+def complete_for_shell(parser: argparse.ArgumentParser) -> None:
+    """Answer the shell and exit, if it asks for completions; argcomplete, an optional package, is how it asks."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+
+
+def _offer_values(flag: argparse.Action, key: Key) -> None:
+    """Tell argcomplete the values of a key. `choices` of argparse would check them, and with another message."""
+    values = key.field.metadata.get("choices", (True, False) if key.type is bool else ())
+    if values:
+        completed: Any = flag
+        completed.completer = lambda **_: [str(value) for value in values]

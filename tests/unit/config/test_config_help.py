@@ -1,5 +1,6 @@
 """`--help` is short at the top, complete below, and ends with examples; docs/keys.md holds what the schema declares."""
 
+import os
 import re
 import subprocess
 import sys
@@ -57,6 +58,21 @@ def test_examples_of_a_docstring_are_its_commands():
     assert description == "Do this.\n\nIt is quick.\n\nIt is 100 % safe."
     assert examples == "  python scripts/x.py A\n  python scripts/x.py B"
     assert "100 % safe" in script_parser(docstring).format_help()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("python train.py --amp", {"--amp_level"}), ("python train.py --amp_level ", {"O0", "O1", "O2", "O3", "bf16"}),
+     ("python train.py --ape ", {"True", "False"})],
+)  # fmt: skip
+def test_the_shell_completes_keys_and_values(line, expected, tmp_path):
+    pytest.importorskip("argcomplete", reason="shell completion needs the optional package argcomplete")
+    answer = tmp_path / "answer"  # argcomplete writes to this file instead of descriptor 8
+    asked = {"_ARGCOMPLETE": "2", "_ARGCOMPLETE_SHELL": "bash", "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
+             "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "COMP_LINE": line, "COMP_POINT": str(len(line)),
+             "COMP_TYPE": "9", "IFS": " "}  # fmt: skip
+    subprocess.run([sys.executable, "train.py"], env={**os.environ, **asked}, cwd=ROOT, timeout=60, check=True)
+    assert set(answer.read_text().split()) == expected
 
 
 @pytest.mark.parametrize(
