@@ -1,4 +1,10 @@
-"""Evaluate a checkpoint: python eval.py --config configs/X.yaml --pretrained CKPT --data_url DATA [--use_ema True]"""
+"""Evaluate a checkpoint: python eval.py --config configs/X.yaml --pretrained CKPT --data_url DATA [--use_ema True]
+
+    python eval.py --config OUT/config.yaml --pretrained OUT/best/best.ckpt --json result.json
+
+On a laptop add --device_target CPU --amp_level O0 --device_num 1.
+"""
+# PYTHON_ARGCOMPLETE_OK: see docs/configuration.md
 
 from __future__ import annotations
 

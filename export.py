@@ -1,4 +1,10 @@
-"""Export a checkpoint: python export.py --config configs/X.yaml --pretrained CKPT --file_format MINDIR|AIR|ONNX"""
+"""Export a checkpoint: python export.py --config configs/X.yaml --pretrained CKPT --file_format MINDIR|AIR|ONNX
+
+    python export.py --config OUT/config.yaml --pretrained OUT/best/best.ckpt --file_format ONNX --file_name focal.onnx
+
+On a laptop add --device_target CPU --amp_level O0 --device_num 1.
+"""
+# PYTHON_ARGCOMPLETE_OK: see docs/configuration.md
 
 from __future__ import annotations
 

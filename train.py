@@ -1,4 +1,12 @@
-"""Train a Focal Transformer: python train.py --config configs/X.yaml --data_url DATA --train_url OUT --device_num 8"""
+"""Train a Focal Transformer: python train.py --config configs/X.yaml --data_url DATA --train_url OUT --device_num 8
+
+    python train.py --config configs/finetune_folder.yaml --data_url DATA --num_classes N --pretrained X.ckpt
+    python train.py --config OUT/config.yaml --resume auto
+    python train.py --run_openi True --arch focalv2_small_useconv_patch4_window7_224 --device_num 8
+
+On a laptop add --device_target CPU --amp_level O0 --device_num 1.
+"""
+# PYTHON_ARGCOMPLETE_OK: see docs/configuration.md
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ Every key of the configuration is a flag, as in train.py; `python scripts/benchm
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
 import sys
@@ -25,15 +24,17 @@ BENCHMARKS = {
 def main() -> None:
     from focal.checkpoint.paths import check_output_file
     from focal.config import config_and_arguments, for_one_process
+    from focal.config.help import script_parser
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = script_parser(__doc__)
     parser.add_argument(
         "command", choices=BENCHMARKS, help="; ".join(f"{n}: {text}" for n, (_, text) in BENCHMARKS.items())
     )
     command = parser.parse_args(sys.argv[1:2]).command
     module_name, summary = BENCHMARKS[command]
+    docstring = f"Measure the {summary}: python scripts/benchmark.py {command} --config configs/X.yaml"
     module = importlib.import_module(module_name)  # imports MindSpore, which takes seconds
-    config, arguments = config_and_arguments(sys.argv[2:], summary, module.add_arguments)
+    config, arguments = config_and_arguments(sys.argv[2:], docstring, module.add_arguments)
     config, arguments.command = for_one_process(config), command
     if config.run.json is not None:
         check_output_file("json", config.run.json)

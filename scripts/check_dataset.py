@@ -7,7 +7,6 @@ The exit code is 1 if any image is unreadable.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -23,10 +22,11 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
+    from focal.config.help import script_parser
     from focal.data.layout import find_layout
 
     sys.stdout.reconfigure(errors="backslashreplace")  # prints file names that are not valid text, too
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = script_parser(__doc__)
     parser.add_argument("--data_url", required=True, help="folder with train/ and val/, or MindRecord files")
     parser.add_argument("--splits", nargs="+", default=["train", "val"], choices=["train", "val"])
     parser.add_argument("--workers", type=int, default=8, help="number of threads")

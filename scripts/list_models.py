@@ -9,12 +9,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from focal.config import load_config  # noqa: E402
 from focal.config.architectures import PAPER_TOP1  # noqa: E402
+from focal.config.help import script_parser  # noqa: E402
 from focal.models.focal_transformer import FocalTransformer  # noqa: E402
 from focal.models.macs import actual_macs, official_macs  # noqa: E402
 
 
 def main() -> None:
     """Print a table with one line per model."""
+    script_parser(__doc__).parse_args()
     rows = [("model", "parameters", "MACs", "actual", "paper top-1", "config")]
     for arch, top1 in PAPER_TOP1.items():
         model = load_config({"arch": arch}).model

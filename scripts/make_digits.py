@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import shutil
 import sys
@@ -17,6 +16,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from focal.config.help import script_parser  # noqa: E402
 from focal.errors import UserError, run_main  # noqa: E402
 from focal.files import temporary_path  # noqa: E402
 
@@ -62,7 +62,7 @@ def _as_image(digit: np.ndarray) -> Image.Image:
 
 def main() -> None:
     """Write train/ and val/ below the folder named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = script_parser(__doc__)
     parser.add_argument("folder", help="where to make train/ and val/")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -9,7 +9,6 @@ to copy, but random crops are taken from smaller images.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from pathlib import Path
@@ -18,12 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 
 def main() -> None:
+    from focal.config.help import script_parser
     from focal.data.folder import ImageFolder
     from focal.data.layout import find_layout
     from focal.data.mindrecord import check_output, write_mindrecord
     from focal.errors import UserError
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = script_parser(__doc__)
     parser.add_argument("--data_url", required=True, help="folder with train/ and val/")
     parser.add_argument("--output", required=True, type=Path, help="folder for the MindRecord files")
     parser.add_argument("--splits", nargs="+", default=["train", "val"], choices=["train", "val"])

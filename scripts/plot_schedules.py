@@ -6,7 +6,6 @@ training nor tests use: pip install matplotlib.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Optional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from focal.config import load_config  # noqa: E402
+from focal.config.help import script_parser  # noqa: E402
 from focal.config.loading import all_keys  # noqa: E402
 from focal.errors import UserError, run_main  # noqa: E402
 from focal.trainers.lr_schedule import learning_rate_factor, learning_rates  # noqa: E402
@@ -26,7 +26,7 @@ STEPS_PER_EPOCH = 50  # enough for a smooth line
 
 def main() -> Optional[int]:
     """Draw the schedule of a config, and what the other schedules would make of the same settings."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = script_parser(__doc__)
     parser.add_argument("--config", default="configs/focalv2_small_useconv_patch4_window7_224.yaml")
     parser.add_argument("--output", default="output/schedules", help="folder for the images")
     parser.add_argument("--device_num", type=int, default=8, help="number of devices, which scales the learning rate")

@@ -35,7 +35,7 @@ def main() -> None:
     from focal.data.transforms.on_device import PrepareImages
     from focal.errors import UserError
 
-    config, arguments = config_and_arguments(sys.argv[1:], __doc__.splitlines()[0], add_arguments)
+    config, arguments = config_and_arguments(sys.argv[1:], __doc__, add_arguments)
     layout = check_data(config, config.data.data_url, splits=("train",))
     data = TrainData(config, layout)
     if arguments.epoch < 0 or not 0 <= arguments.step < data.batches_per_epoch:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional
 
 from focal.config.architectures import PAPER_TOP1, arch_defaults
+from focal.config.help import add_key_flags, complete_for_shell, script_parser
 from focal.config.loading import all_keys, load_config, read_keys, suggestion
 from focal.config.schema import DEFAULT_ARCH, Config, ConfigError
 from focal.config.yaml_files import CONFIG_FOLDER
@@ -22,7 +23,7 @@ def config_from_command_line(
 
     Args:
         argv: arguments without the program name: `--key value` or `--key=value`; `--batch-size` is `--batch_size`.
-        description: first line of `--help`.
+        description: the script's docstring, from which `--help` takes its first lines and its examples.
         defaults: values of keys that neither YAML nor flags give.
         tolerate_unknown: return unknown flags instead of refusing them, because cloud platforms add flags of their
             own. `--run_openi True` on the command line has the same effect.
@@ -119,16 +120,10 @@ class _Parser(argparse.ArgumentParser):
 def _make_parser(
     description: str, add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
 ) -> argparse.ArgumentParser:
-    parser = _Parser(description=description, allow_abbrev=False)
+    parser = script_parser(description, _Parser)
     add_arguments(parser)
-    flags = parser.add_argument_group("configuration", argument_default=argparse.SUPPRESS)
-    flags.add_argument(
-        "--config", "--config_file", dest="config", metavar="FILE", help="YAML file (default: configs/<arch>.yaml)"
-    )
-    for name, key in all_keys().items():
-        default = "none" if key.field.default is None else key.field.default
-        help_text = f"{key.field.metadata['help']} (default: {default})".replace("%", "%%")
-        flags.add_argument(f"--{name}", metavar=name.upper(), help=help_text)
+    add_key_flags(parser)
+    complete_for_shell(parser)
     return parser
 
 
