@@ -113,7 +113,7 @@ class WindowedProducts(CpuForm):
     """softmax(q k^T + bias) v of every group, with a gradient that keeps what it needs and nothing else.
 
     That is the attention weights, and the queries, keys and values as they were gathered: to gather them again would
-    save a quarter of the memory that a training step of Focal-fast-S takes, and move 4 % more bytes.
+    save a tenth of the memory that a training step of Focal-fast-S takes, and move 4 % more bytes.
 
     After products in float16 the softmax reads and writes float16 as well. Its kernels on an Ascend compute in float32
     inside, the logits have been rounded to float16 already, and so will the weights be before the next product; scores
