@@ -56,16 +56,16 @@ CONTROLS = {
 
 # Launches of each case as measured, without reshapes. A smaller number may replace these; a larger one needs a reason.
 MOST_KERNELS = {
-    "version 2, train, O1, 8 ranks": 1373,
-    "version 1, train, O0, 8 ranks, accumulation, momentum": 1797,
-    "version 2, train, bf16, layer scale, dropout": 1574,
-    "version 1, train, O3, lamb": 2662,
-    "version 2, train, O2, adam_weight_decay, graph kernels": 1038,
-    "version 1, train, O1, 910A": 1165,
-    "version 1, eval, O3": 204,
-    "version 2, eval, O1": 194,
-    "version 2, eval, bf16, flash": 179,
-    "version 1, train, O2, flash": 1175,
+    "version 2, train, O1, 8 ranks": 661,
+    "version 1, train, O0, 8 ranks, accumulation, momentum": 506,
+    "version 2, train, bf16, layer scale, dropout": 822,
+    "version 1, train, O3, lamb": 982,
+    "version 2, train, O2, adam_weight_decay, graph kernels": 571,
+    "version 1, train, O1, 910A": 638,
+    "version 1, eval, O3": 177,
+    "version 2, eval, O1": 167,
+    "version 2, eval, bf16, flash": 155,
+    "version 1, train, O2, flash": 615,
 }
 
 each_case = pytest.mark.parametrize("name", CASES)
@@ -120,10 +120,10 @@ def test_only_listed_primitives_take_acl_kernels(runs, name):
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.soc != ATLAS_910A])
-def test_the_learning_rate_alone_is_gathered_by_an_older_kernel(runs, name):
-    """The list allows Gather for it; rows of activations are IndexSelect's."""
+def test_only_the_learning_rate_and_the_images_to_mix_are_gathered_by_an_older_kernel(runs, name):
+    """The list allows Gather for these two; rows of activations are IndexSelect's."""
     gathers = runs[name].primitives.get("Gather")
-    assert gathers is None or gathers.count == 1
+    assert gathers is None or gathers.count == 2
     assert runs[name].primitives["IndexSelect"].count >= 10
 
 
@@ -207,7 +207,7 @@ def test_the_command_prints_the_table_and_writes_the_figures(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "| Softmax | 3 | aclnn |" in done.stdout
     result = json.loads(figures.read_text(encoding="utf-8"))
-    assert result["primitives"]["Softmax"] == {"count": 3, "kernel": "aclnn"}
+    assert result["primitives"]["Softmax"].items() >= {"count": 3, "kernel": "aclnn"}.items()
     assert result["fallback_to_cpu"] == []
     assert result["peak_memory_bytes"] > 0
     assert result["batch"] == 4

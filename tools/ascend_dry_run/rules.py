@@ -29,7 +29,7 @@ ACL_ALLOWED = {
     "Assign": "none; the counters and the state of the step",
     "AssignAdd": "none; InplaceAddExt (aclnn): not compared",
     "AssignSub": "none; the weights' update of LAMB and of SGD with momentum",
-    "Gather": "none; one number a step, the learning rate",
+    "Gather": "none; twice a step: the learning rate, and the batch's images in the order to mix them",
     "MulNoNan": "none; zero times infinity is zero in it, which a skipped update relies on",
     "Stack": "none; once, for the sum over ranks and for the sums of an evaluation",
     "StridedSlice": "none; once a step, from the sum over ranks",

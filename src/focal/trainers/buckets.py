@@ -15,6 +15,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.ops.auto_generate import InplaceCopy, SplitWithSize
 
 from focal.checkpoint.train_state import FlatBuffer
+from focal.models.ascend_forms import AscendForm, has_newer_kernels
 
 # A bucket is also a message between ranks. On an Ascend, a message under about a megabyte is all latency, and the last
 # one cannot hide behind the backward pass. 32 MiB keeps eight cards busy with four to ten messages for the models of
@@ -24,7 +25,7 @@ BUCKET_BYTES = 32 * 2**20
 BUCKETS = "buckets."  # starts the name of each vector
 
 _FOR_EACH = ops.HyperMap()
-_INPLACE_COPY = InplaceCopy()
+_INPLACE_COPY, _ASSIGN = InplaceCopy(), ops.Assign()
 _SPLIT = SplitWithSize()  # ops.split with sizes becomes a StridedSlice for each of them
 
 
@@ -51,7 +52,7 @@ def bucket_members(
     return closed + list(open_members.values())
 
 
-class Buckets(nn.Cell):
+class Buckets(nn.Cell, AscendForm):
     """The buckets of the trained parameters; tensors into vectors and back, inside the compiled step.
 
     Args:
@@ -72,6 +73,7 @@ class Buckets(nn.Cell):
         self.spans = tuple(zip(ends, ends[1:]))
         self.sizes = tuple(tuple(parameter.size for parameter in self.parameters[a:b]) for a, b in self.spans)
         self.concat = ops.Concat(0)
+        self.for_ascend = has_newer_kernels()
 
     def construct(self, tensors: tuple) -> tuple:
         """One tensor per parameter -> one float32 vector per bucket."""
@@ -89,7 +91,9 @@ class Buckets(nn.Cell):
 
     def copy_to_parameters(self, vectors: tuple) -> tuple:
         """Set the parameters to one vector per bucket."""
-        return _FOR_EACH(_copy, self.parameters, self.split(vectors))
+        # InplaceCopy is the newer kernel of the two; GE does not know it, nor does PyNative mode on a CPU take parts.
+        copy = _INPLACE_COPY if self.for_ascend else _ASSIGN
+        return _FOR_EACH(ops.partial(_copy, copy), self.parameters, self.split(vectors))
 
     def zeros(self, name: str) -> ParameterTuple:
         """A vector of zeros per bucket; `name` tells these Parameters from others."""
@@ -122,5 +126,5 @@ def _as_float32_row(tensor: Tensor) -> Tensor:
     return tensor.reshape((-1,)).astype(ms.float32)
 
 
-def _copy(parameter: Parameter, row: Tensor) -> Tensor:
-    return _INPLACE_COPY(parameter, row.reshape(parameter.shape))
+def _copy(copy: ops.Primitive, parameter: Parameter, row: Tensor) -> Tensor:
+    return copy(parameter, row.reshape(parameter.shape))

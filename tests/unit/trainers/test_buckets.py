@@ -57,7 +57,9 @@ def test_every_tensor_of_a_model_is_in_one_bucket_of_bounded_size() -> None:
     assert all(2**20 <= amount < 2**20 + max(sizes) for amount in amounts[:-1])
 
 
-def test_tensors_go_into_float32_vectors_and_back(buckets: Buckets) -> None:
+@pytest.mark.parametrize("for_ascend", [False, True])
+def test_tensors_go_into_float32_vectors_and_back(buckets: Buckets, for_ascend: bool) -> None:
+    buckets.for_ascend = for_ascend
     assert [parameter.name for parameter in buckets.parameters] == ["b", "d", "e", "a", "c"]
     assert buckets.kinds == (OTHER, ALIKE)
     tensors = tuple(Tensor(np.full(p.shape, n, np.float16)) for n, p in enumerate(buckets.parameters))
