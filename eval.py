@@ -2,7 +2,7 @@
 
     python eval.py --config OUT/config.yaml --pretrained OUT/best/best.ckpt --json result.json
 
-On a laptop add --device_target CPU --amp_level O0 --device_num 1.
+Without an Ascend the job runs on the CPU.
 """
 # PYTHON_ARGCOMPLETE_OK: see docs/configuration.md
 
@@ -37,6 +37,8 @@ def check(config: Config) -> None:
     """Refuse what evaluation cannot do, before anything slow is done."""
     if config.run.pretrained is None:
         raise ConfigError("pretrained: eval.py needs a checkpoint; give --pretrained CKPT")
+    if config.run.dry_run:
+        raise ConfigError("dry_run: True is for train.py; leave it out")
     if config.run.json is not None:
         check_output_file("json", config.run.json)
     if config.run.predictions is not None:
@@ -48,7 +50,7 @@ def evaluate_checkpoint(job: Job) -> int:
     from focal.checkpoint.class_names import check_class_names, class_names_of
     from focal.checkpoint.files import read_checkpoint
     from focal.checkpoint.weights import assign_weights, select_weights
-    from focal.data import EvalData, check_data
+    from focal.data import EvalData, check_data, with_classes_of
     from focal.data.transforms.on_device import Normalize
     from focal.evaluation import EvalStep, evaluate
     from focal.models import create_model
@@ -61,6 +63,7 @@ def evaluate_checkpoint(job: Job) -> int:
     weights = select_weights(checkpoint, config.run.use_ema)
 
     layout = check_data(config, job.storage.data_folder(), splits=("val",))
+    config = with_classes_of(layout, config)
     saved_names, allowed = class_names_of(checkpoint.meta), config.run.allow_config_change
     check_class_names("pretrained", path, saved_names, layout.known_class_names, allowed)
     data = EvalData(config, layout, device.rank, device.world_size)

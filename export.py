@@ -2,7 +2,7 @@
 
     python export.py --config OUT/config.yaml --pretrained OUT/best/best.ckpt --file_format ONNX --file_name focal.onnx
 
-On a laptop add --device_target CPU --amp_level O0 --device_num 1.
+Without an Ascend the job runs on the CPU.
 """
 # PYTHON_ARGCOMPLETE_OK: see docs/configuration.md
 

@@ -1,10 +1,10 @@
 """Train a Focal Transformer: python train.py --config configs/X.yaml --data_url DATA --train_url OUT --device_num 8
 
-    python train.py --config configs/finetune_folder.yaml --data_url DATA --num_classes N --pretrained X.ckpt
+    python train.py --config configs/finetune_folder.yaml --data_url DATA --pretrained X.ckpt
     python train.py --config OUT/config.yaml --resume auto
     python train.py --run_openi True --arch focalv2_small_useconv_patch4_window7_224 --device_num 8
 
-On a laptop add --device_target CPU --amp_level O0 --device_num 1.
+--dry_run True prints what a training would do, and does none of it. Without an Ascend the job runs on the CPU.
 """
 # PYTHON_ARGCOMPLETE_OK: see docs/configuration.md
 
@@ -26,18 +26,20 @@ def main() -> int:
 
 def train(job: Job) -> int:
     """Build data, network and step, resume if asked to, and run the loop; return the exit code."""
-    from focal.data import EvalData, TrainData, check_data
+    from focal.data import EvalData, TrainData, check_data, with_classes_of
     from focal.data.transforms.on_device import Normalize
     from focal.evaluation import EvalStep
     from focal.report import report_if_possible
+    from focal.trainers.plan import describe_plan, planned_world_size
     from focal.trainers.setup import build_network, build_train_step, open_outputs, resume_state
     from focal.trainers.trainer import Trainer
 
     config, device, storage = job.config, job.device, job.storage
 
     layout = check_data(config, storage.data_folder())
-    train_data = TrainData(config, layout, device.rank, device.world_size)
-    eval_data = EvalData(config, layout, device.rank, device.world_size)
+    config, world_size = with_classes_of(layout, config), planned_world_size(config, device)
+    train_data = TrainData(config, layout, device.rank, world_size)
+    eval_data = EvalData(config, layout, device.rank, world_size)
 
     network = build_network(config)
     train_step = build_train_step(config, network, train_data.batches_per_epoch, device)
@@ -46,6 +48,11 @@ def train(job: Job) -> int:
     progress = resume_state(
         config, train_step, train_data.batches_per_epoch, device, storage.output_folder, layout.known_class_names
     )
+    if config.run.dry_run:
+        plan = describe_plan(config, device, train_step, train_data, eval_data, progress, storage)
+        if device.is_main:
+            print(plan)
+        return 0
     outputs = open_outputs(config, device, progress, train_data.batches_per_epoch, storage)
 
     trainer = Trainer(config, device, train_step, eval_step, train_data, eval_data, progress, outputs, job.stop)

@@ -11,7 +11,7 @@ usage: bash scripts/run_eval.sh CONFIG CHECKPOINT DATA [--key value ...]
   Further arguments go to eval.py as they are, e.g. --use_ema True for the EMA weights, --json FILE.
 variables:
   DEVICES        devices, default 1; every image is counted once with any number
-  DEVICE_TARGET  Ascend (default), CPU or GPU
+  DEVICE_TARGET  auto (default: an Ascend, else the CPU), Ascend, CPU or GPU
   DEVICE_ID      device to use where DEVICES is 1, default 0
   PYTHON         interpreter, default: python
 example:
@@ -36,5 +36,5 @@ check_python
 config="$1" checkpoint="$2" data="$3"
 shift 3
 exec "$PYTHON" "$here/../eval.py" --config "$config" --pretrained "$checkpoint" --data_url "$data" \
-    --device_target "${DEVICE_TARGET:-Ascend}" --device_num "$devices" --node_num 1 --node_rank 0 \
+    --device_target "${DEVICE_TARGET:-auto}" --device_num "$devices" --node_num 1 --node_rank 0 \
     --device_id "${DEVICE_ID:-0}" "$@"

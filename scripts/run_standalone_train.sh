@@ -10,7 +10,7 @@ usage: bash scripts/run_standalone_train.sh CONFIG DATA OUT [--key value ...]
   OUT     folder for results (made if it is not there)
   Further arguments go to train.py as they are; `python train.py --help` lists them.
 variables:
-  DEVICE_TARGET  Ascend (default), CPU or GPU
+  DEVICE_TARGET  auto (default: an Ascend, else the CPU), Ascend, CPU or GPU
   DEVICE_ID      device to use, default 0
   PYTHON         interpreter, default: python
 examples:
@@ -30,4 +30,4 @@ config="$1" data="$2" out="$3"
 shift 3
 exec "$PYTHON" "$here/../train.py" --config "$config" --data_url "$data" --train_url "$out" \
     --device_num 1 --node_num 1 --node_rank 0 \
-    --device_target "${DEVICE_TARGET:-Ascend}" --device_id "${DEVICE_ID:-0}" "$@"
+    --device_target "${DEVICE_TARGET:-auto}" --device_id "${DEVICE_ID:-0}" "$@"

@@ -31,12 +31,13 @@ def main() -> None:
     from mindspore import Tensor
 
     from focal.config import config_and_arguments
-    from focal.data import TrainData, check_data
+    from focal.data import TrainData, check_data, with_classes_of
     from focal.data.transforms.on_device import PrepareImages
     from focal.errors import UserError
 
     config, arguments = config_and_arguments(sys.argv[1:], __doc__, add_arguments)
     layout = check_data(config, config.data.data_url, splits=("train",))
+    config = with_classes_of(layout, config)
     data = TrainData(config, layout)
     if arguments.epoch < 0 or not 0 <= arguments.step < data.batches_per_epoch:
         raise UserError(

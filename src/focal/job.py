@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Callable
 
 from focal.checkpoint.paths import check_input_files
-from focal.config import Config, config_from_command_line
+from focal.config import Config, ConfigError, config_from_command_line, for_one_process
 from focal.distributed.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -63,9 +63,11 @@ def run_job(
         in_cloud = on_cloud_platform()
         config, unknown_arguments = config_from_command_line(sys.argv[1:], description, tolerate_unknown=in_cloud)
         check(config)
+        if config.run.dry_run and (in_cloud or config.run.run_openi):
+            raise ConfigError("dry_run: True cannot count the data of a cloud job without copying it; leave it out")
         if not (in_cloud or config.run.run_openi):
             check_input_files(config.run, config.data)
-        if is_worker(config.run):
+        if is_worker(config.run) or config.run.dry_run:
             return _run_worker(config, unknown_arguments, stop, work, log_to_file)
         if stop.received:
             return 128 + stop.received
@@ -84,8 +86,9 @@ def _run_worker(
     from focal.distributed.logging import setup_logging
     from focal.distributed.versions import check_versions
 
-    device = setup_device(config.run)
-    setup_logging(device.rank, resolve_output_folder(config) if log_to_file else None)
+    dry_run = config.run.dry_run  # starts no workers, whatever device_num says, and writes nothing
+    device = setup_device(for_one_process(config).run if dry_run else config.run)
+    setup_logging(device.rank, resolve_output_folder(config) if log_to_file and not dry_run else None)
     check_versions()
     if device.jit_level:
         logger.info("jit_level %s (setting: %s)", device.jit_level, config.run.jit_level)

@@ -134,7 +134,7 @@ def test_a_training_can_be_evaluated_and_fine_tuned(tmp_path):
         place = tmp_path / "data" / "train" / "extra"
         place.mkdir(exist_ok=True)
         (place / f"{number}.png").write_bytes(source.read_bytes())
-    flags = {"pretrained": output / "checkpoints" / "last.ckpt", "num_classes": 5, "freeze_stages": 1, "max_steps": 2,
+    flags = {"pretrained": output / "checkpoints" / "last.ckpt", "num_classes": -1, "freeze_stages": 1, "max_steps": 2,
              "layer_decay": 0.5}  # fmt: skip
     with job(command(config, tmp_path / "tuned", **flags), tmp_path / "tune.log") as run:
         assert run.wait(300) == 0, run.output
@@ -142,7 +142,8 @@ def test_a_training_can_be_evaluated_and_fine_tuned(tmp_path):
         assert "frozen: stem and first 1 stage(s)" in run.output
     before = read_checkpoint(output / "checkpoints" / "last.ckpt").tensors
     tuned = read_checkpoint(tmp_path / "tuned" / "checkpoints" / "last.ckpt")
-    assert tuned.meta["progress"]["step"] == 2
+    assert tuned.meta["progress"]["step"] == 2 and tuned.meta["config"]["num_classes"] == 5
+    assert load_config(tmp_path / "tuned" / "config.yaml").model.num_classes == 5
     assert not (tmp_path / "tuned" / "report.html").exists(), "report: False in the configuration"
     frozen = [name for name in before if name.startswith(("patch_embed.", "layers.0."))]
     assert len(frozen) > 20 and all((tuned.tensors[name] == before[name]).all() for name in frozen)

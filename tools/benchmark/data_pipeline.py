@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from focal.config.schema import Config
-from focal.data import TrainData, check_data
+from focal.data import TrainData, check_data, with_classes_of
 from focal.data.decode import UnreadableImage, decode_rgb
 from focal.data.engine import iterate
 from focal.data.folder import ImageSource
@@ -36,6 +36,7 @@ def run(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     if min(arguments.images, arguments.stage_images) < 1:
         raise UserError(f"images: {arguments.images} and {arguments.stage_images} must be at least 1")
     layout = check_data(config, config.data.data_url, splits=("train",))
+    config = with_classes_of(layout, config)
     result: dict[str, Any] = {
         "benchmark": "data",
         "batch_size": config.data.batch_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Optional
 
 from focal.config.schema import DataConfig, RunConfig
 from focal.errors import UserError
@@ -55,19 +56,26 @@ def check_output_file(key: str, path: str) -> None:
         raise UserError(f"{key}: {path} cannot be written ({error.strerror or error})") from None
 
 
-def set_aside_earlier_results(folder: str) -> None:
-    """Move the results of an earlier training out of the way of a new one in the same folder; nothing is deleted.
+def folder_for_earlier_results(folder: str) -> Optional[Path]:
+    """Where the results of an earlier training in `folder` would be set aside; None if there are none.
 
     An earlier start that failed before its first record and checkpoint left no results; its files are overwritten.
     """
     metrics = Path(folder) / "metrics.jsonl"
     has_records = metrics.is_file() and metrics.stat().st_size > 0
     if not has_records and not any((Path(folder) / name).is_dir() for name in ("checkpoints", "best")):
-        return
+        return None
     number = 1
     while (Path(folder) / f"earlier-{number}").exists():
         number += 1
-    aside = Path(folder) / f"earlier-{number}"
+    return Path(folder) / f"earlier-{number}"
+
+
+def set_aside_earlier_results(folder: str) -> None:
+    """Move the results of an earlier training out of the way of a new one in the same folder; nothing is deleted."""
+    aside = folder_for_earlier_results(folder)
+    if aside is None:
+        return
     aside.mkdir()
     for name in RESULTS:
         if (Path(folder) / name).exists():

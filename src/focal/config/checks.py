@@ -70,7 +70,7 @@ def _check_run(config: Config) -> None:
     run = config.run
     if config.step.amp_level == "bf16" and run.device_target == "CPU":
         raise ConfigError("amp_level: bf16 is not supported on CPU; use O0, or O1 to try float16")
-    if run.dataset_sink_mode and run.device_target != "Ascend":
+    if run.dataset_sink_mode and run.device_target not in ("Ascend", "auto"):
         raise ConfigError(
             f"dataset_sink_mode: requires device_target Ascend, not {run.device_target}; set dataset_sink_mode to False"
         )
@@ -92,7 +92,7 @@ def _check_flash_attention(config: Config) -> None:
     if config.step.attention != "flash":
         return
     hint = "use auto, which takes products where flash cannot be had"
-    if config.run.device_target != "Ascend":
+    if config.run.device_target not in ("Ascend", "auto"):
         raise ConfigError(f"attention: flash requires device_target Ascend, not {config.run.device_target}; {hint}")
     if config.step.amp_level == "O0":
         raise ConfigError(f"attention: flash has no float32, which amp_level O0 asks for; {hint}, or O1")

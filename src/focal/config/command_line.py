@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional
 
 from focal.config.architectures import PAPER_TOP1, arch_defaults
+from focal.config.device_target import fit_to_machine
 from focal.config.help import add_key_flags, complete_for_shell, script_parser
 from focal.config.loading import all_keys, load_config, read_keys, suggestion
 from focal.config.schema import DEFAULT_ARCH, Config, ConfigError
@@ -19,7 +20,8 @@ def config_from_command_line(
 ) -> tuple[Config, list[str]]:
     """Build the configuration of a job from its command line.
 
-    Without `--config`, the file is configs/<arch>.yaml of the repository.
+    Without `--config`, the file is configs/<arch>.yaml of the repository. `device_target: auto` is resolved, see
+    `fit_to_machine`.
 
     Args:
         argv: arguments without the program name: `--key value` or `--key=value`; `--batch-size` is `--batch_size`.
@@ -100,7 +102,7 @@ def config_for_model(given: Mapping[str, Any], model_keys: Mapping[str, Any]) ->
         raise ConfigError(f"arch: {flags['arch']}, but the model file holds {model_keys['arch']}; omit --arch")
     config_file = flags.pop("config", None)
     file_keys = read_keys(Path(config_file)) if config_file is not None else {}
-    return load_config({**file_keys, **model_keys}, flags)
+    return fit_to_machine(load_config({**file_keys, **model_keys}, flags))
 
 
 def _load(given: dict[str, Any], defaults: Mapping[str, Any]) -> Config:
@@ -109,7 +111,7 @@ def _load(given: dict[str, Any], defaults: Mapping[str, Any]) -> Config:
     path = _file_of_arch(given.get("arch", DEFAULT_ARCH)) if config_file is None else Path(config_file)
     file_keys = read_keys(path)
     _check_arch_flag(given, file_keys, path)
-    return load_config({**defaults, **file_keys}, given)
+    return fit_to_machine(load_config({**defaults, **file_keys}, given))
 
 
 class _Parser(argparse.ArgumentParser):

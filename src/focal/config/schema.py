@@ -64,7 +64,7 @@ class ModelConfig:
         "Attention of version 1 (the window, its surroundings and pooled windows) or 2 (the top-K closest tokens).",
         choices=(1, 2),
     )
-    num_classes: int = key(1000, "Number of classes; 0 removes the head and returns the pooled features.", low=0)
+    num_classes: int = key(1000, "Number of classes; 0: no head, pooled features; -1: as many as the data has.", low=-1)
     in_channels: int = key(3, "Number of channels of the input image.", low=1)
     image_size: Union[int, tuple[int, ...]] = key(
         224, "Height and width of the input in pixels, or [height, width].", low=1
@@ -283,7 +283,12 @@ class RunConfig:
     """The job: devices, files, logging and export."""
 
     train_url: str = key("./output", "Output folder.", may_change=True)
-    device_target: str = key("Ascend", "Kind of device to run on.", choices=("Ascend", "CPU", "GPU"), may_change=True)
+    device_target: str = key(
+        "auto",
+        "Kind of device to run on; auto takes an Ascend or, on a machine without any sign of one, the CPU.",
+        choices=("auto", "Ascend", "CPU", "GPU"),
+        may_change=True,
+    )
     # With another device_num, checkpoint/resume.py resumes at the same fraction of the epoch.
     device_num: int = key(
         1, "Number of data-parallel devices (one process each), over all servers.", low=1, may_change=True
@@ -337,6 +342,11 @@ class RunConfig:
     keep_best_max: int = key(1, "Number of best checkpoints to keep.", low=1, may_change=True)
     log_steps: int = key(50, "Steps between progress lines within an epoch.", low=1, may_change=True)
     max_steps: int = key(0, "Stop after this many steps, for trial runs; 0 means no limit.", low=0, may_change=True)
+    dry_run: bool = key(
+        False,
+        "train.py: check settings, data and device, print the plan, and neither train nor write.",
+        may_change=True,
+    )
     json: Optional[str] = key(None, "eval.py: JSON file to write the results to as well.", may_change=True)
     predictions: Optional[str] = key(
         None, "eval.py: NPZ file to write the prediction for each image to, for scripts/report.py.", may_change=True

@@ -12,7 +12,7 @@
 Everything random is a pure function of (seed, epoch, index).
 """
 
-from focal.data.layout import DataLayout, check_data, find_class_names
+from focal.data.layout import DataLayout, check_data, find_class_names, with_classes_of
 from focal.data.loader import EvalData, TrainBatch, TrainData, blank_batch, load_eval_image
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "check_data",
     "find_class_names",
     "load_eval_image",
+    "with_classes_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Sequence
@@ -14,6 +15,11 @@ from focal.data.mindrecord import CLASSES_FILE, MindRecordSource, find_shards, r
 from focal.errors import UserError
 
 logger = logging.getLogger("focal")
+
+_OTHER_NAMES = {
+    "train": ("train", "training", "train_set"),
+    "val": ("val", "valid", "validation", "val_set", "eval", "dev", "test", "testing"),
+}  # lower case; in order of likelihood
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ def check_data(config: Config, data_folder: str, splits: Sequence[str] = ("train
     """Find the splits of a data folder and check them against the configuration. Opens neither device nor image.
 
     Args:
-        config: its `num_classes` must be the number of classes found, and its `in_channels` 3.
+        config: its `num_classes` must be the number of classes found, or -1, and its `in_channels` 3.
         data_folder: see `find_layout`.
         splits: the ones the caller needs.
 
@@ -53,12 +59,21 @@ def check_data(config: Config, data_folder: str, splits: Sequence[str] = ("train
         raise UserError(f"in_channels: {config.model.in_channels}, but images are read as RGB; set --in_channels 3")
     layout = find_layout(data_folder, splits)
     found, wanted = len(layout.class_names), config.model.num_classes
-    if wanted != found:
+    if wanted not in (found, -1):
         raise UserError(
             f"num_classes: {wanted}, but {layout.folder} has {found} classes; set --num_classes {found}"
             " or correct --data_url"
         )
     return layout
+
+
+def with_classes_of(layout: DataLayout, config: Config) -> Config:
+    """`config` with the number of classes of the data where its `num_classes` is -1."""
+    if config.model.num_classes != -1:
+        return config
+    logger.info("num_classes: %d, as %s has", len(layout.class_names), layout.folder)
+    model = dataclasses.replace(config.model, num_classes=len(layout.class_names))
+    return dataclasses.replace(config, model=model)
 
 
 def find_layout(data_folder: str, splits: Sequence[str] = ("train", "val")) -> DataLayout:
@@ -86,9 +101,26 @@ def find_layout(data_folder: str, splits: Sequence[str] = ("train", "val")) -> D
     nested = " and ".join(f"imagenet/{split}" for split in splits)
     records = " and ".join(f"{split}.mindrecord*" for split in splits)
     raise UserError(
-        f"data_url: {data_folder} holds neither {wanted}, nor {nested}, nor {records};"
+        _misnamed_split(data_folder, splits)
+        or f"data_url: {data_folder} holds neither {wanted}, nor {nested}, nor {records};"
         " --data_url names the folder that does"
     )
+
+
+def _misnamed_split(data_folder: str, splits: Sequence[str]) -> str:
+    """An error that names the folder which the user may have meant as a split; empty if there is none."""
+    for root in _roots(data_folder):
+        if not os.path.isdir(root):
+            continue
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+        for split in splits:
+            found = [name for name in names if name.lower() in _OTHER_NAMES[split]]
+            if split not in names and found:
+                return (
+                    f"data_url: {root} has {found[0]}/ but no {split}/; rename it, or add a link:"
+                    f" ln -s {found[0]} {os.path.join(root, split)}"
+                )
+    return ""
 
 
 def find_class_names(data_folder: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import Optional
 
 import numpy as np
 
+from focal.config.device_target import resolve_target
 from focal.config.schema import RunConfig
 from focal.distributed.collectives import (
     COLLECTIVE_TIMEOUT,
@@ -80,6 +81,7 @@ def setup_device(run: RunConfig) -> Device:
         UserError: the target is not available, `device_num` contradicts the launcher, or the cluster cannot form.
     """
     check_numpy(np.__version__)
+    run = dataclasses.replace(run, device_target=resolve_target(run.device_target))
     launch = detect_launch(os.environ)
     scheduler = None
     if launch is not None:

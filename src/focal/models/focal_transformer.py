@@ -13,7 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from focal.config.schema import Config, ModelConfig
+from focal.config.schema import Config, ConfigError, ModelConfig
 from focal.models.ascend_forms import Dense, LayerNorm, TokenMean
 from focal.models.focal_attention import AttentionBuilder
 from focal.models.gathers import GatherRows
@@ -35,6 +35,10 @@ def create_model(config: Config) -> FocalTransformer:
     Raises:
         ConfigError: settings that do not describe a network.
     """
+    if config.model.num_classes == -1:
+        raise ConfigError(
+            "num_classes: -1 needs the data; give --num_classes N, or the config.yaml that the training wrote"
+        )
     network = FocalTransformer(config.model, config.run.seed)
     initialize(network, config.run.seed)
     return network

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any, Optional
 
 logger = logging.getLogger("focal")
@@ -42,6 +44,32 @@ class ProgressBar:
             bar_format="{desc} {percentage:3.0f} %|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )  # fmt: skip
         self._lines_above.enter_context(logging_redirect_tqdm([logger], self._tqdm))
+
+    @contextlib.contextmanager
+    def waiting(self, title: str) -> Iterator[None]:
+        """Show `title` and the time since then, which goes on every second, while the block runs."""
+        if self._tqdm is None:
+            yield
+            return
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        form = "{desc} {elapsed}"
+        over = threading.Event()
+        bar = self._tqdm(desc=title, leave=False, dynamic_ncols=True, file=sys.stderr, bar_format=form)
+
+        def refresh() -> None:
+            while not over.wait(1.0):
+                bar.refresh()
+
+        clock = threading.Thread(target=refresh, name="elapsed time", daemon=True)
+        clock.start()
+        try:
+            with logging_redirect_tqdm([logger], self._tqdm):
+                yield
+        finally:
+            over.set()
+            clock.join()
+            bar.close()
 
     def advance(self) -> None:
         """One step is done."""

@@ -29,6 +29,7 @@ from focal.trainers.losses import SoftTargetCrossEntropy
 from focal.trainers.lr_schedule import learning_rate_factor, learning_rates
 from focal.trainers.metrics import MetricsFiles
 from focal.trainers.optimizer import create_optimizer
+from focal.trainers.plan import planned_world_size
 from focal.trainers.train_one_step import TrainOneStep, trained_parameters
 from focal.trainers.trainer import Outputs, steps_per_epoch
 
@@ -61,7 +62,7 @@ def build_train_step(config: Config, network: nn.Cell, batches_per_epoch: int, d
         batches_per_epoch: micro-batches per epoch, on each rank.
     """
     accumulation = config.step.accumulation_step
-    factor = learning_rate_factor(config.data.batch_size, device.world_size, accumulation)
+    factor = learning_rate_factor(config.data.batch_size, planned_world_size(config, device), accumulation)
     rates = learning_rates(config.optim, steps_per_epoch(batches_per_epoch, accumulation), factor)
     optimizer = create_optimizer(trained_parameters(network), config.optim, config.model, rates)
     logger.info(
@@ -82,7 +83,7 @@ def resume_state(
 ) -> Progress:
     """Restore the step from the checkpoint that `resume` names, if any; all ranks then hold the state of rank 0.
 
-    Results of another training in `output_folder` are set aside.
+    Results of another training in `output_folder` are set aside, but not in a dry run.
 
     Args:
         batches_per_epoch: micro-batches per epoch, on each rank.
@@ -97,13 +98,14 @@ def resume_state(
         if checkpoint is not None:
             saved_names = class_names_of(checkpoint.meta)
             check_class_names("resume", checkpoint.path, saved_names, class_names, config.run.allow_config_change)
-            progress = restore(checkpoint, train_step.state(), config, device.world_size, batches_per_epoch)
+            world_size = planned_world_size(config, device)
+            progress = restore(checkpoint, train_step.state(), config, world_size, batches_per_epoch)
             logger.info(
                 "resumed from %s: epoch %d, micro-batch %d, step %d",
                 checkpoint.path, progress.epoch, progress.micro_batches, progress.step,
             )  # fmt: skip
         own_checkpoints = (Path(output_folder) / "checkpoints").resolve()
-        if checkpoint is None or checkpoint.path.resolve().parent != own_checkpoints:
+        if not config.run.dry_run and (checkpoint is None or checkpoint.path.resolve().parent != own_checkpoints):
             set_aside_earlier_results(output_folder)  # not before `restore` has accepted the checkpoint
         if progress is None:
             progress = Progress(training=1 + secrets.randbelow(2**24 - 1))

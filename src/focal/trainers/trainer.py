@@ -157,7 +157,8 @@ class Trainer:
         if not self.config.run.graph_mode:
             logger.info("compiling the training step, which takes from half a minute to several minutes")
         batch = [Tensor(array) for array in blank_batch(self.config)]
-        done = compile_step(self.train_step, batch, self.config, self.device)
+        with self.log.bar.waiting("compiling the training step"):
+            done = compile_step(self.train_step, batch, self.config, self.device)
         if done:
             logger.info("training step %s in %s", done, format_duration(time.time() - start))
         self.watch.beat()

@@ -7,9 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from focal.config import ConfigError, config_and_arguments, config_from_command_line, load_config, to_flat_dict
+from focal.config import (
+    ConfigError,
+    command_line,
+    config_and_arguments,
+    config_from_command_line,
+    load_config,
+    to_flat_dict,
+)
 from focal.config.loading import all_keys
 from focal.config.yaml_files import CONFIG_FOLDER
+
+
+@pytest.fixture(autouse=True)
+def any_machine(monkeypatch):
+    """`device_target: auto` stays as it is; test_device_target.py tests what it becomes."""
+    monkeypatch.setattr(command_line, "fit_to_machine", lambda config: config)
 
 
 def from_flags(*argv, **options):

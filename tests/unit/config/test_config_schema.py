@@ -7,7 +7,7 @@ from focal.config.schema import may_change_on_resume
 
 MAY_CHANGE = [
     "allow_config_change", "attention", "cache_dir", "compile_cache", "crop_ratio", "data_url", "dataset_sink_mode",
-    "device_id", "device_num", "device_target", "eval_batch_size", "eval_every", "file_format", "file_name",
+    "device_id", "device_num", "device_target", "dry_run", "eval_batch_size", "eval_every", "file_format", "file_name",
     "graph_mode", "jit_level", "json", "keep_best_max", "keep_checkpoint_max", "kernel_launch_group", "log_steps",
     "master_addr", "master_port", "max_nonfinite_steps", "max_steps", "node_num", "node_rank", "num_parallel_workers",
     "predictions", "pretrained", "recompute", "report", "resume", "run_openi", "save_every", "save_steps", "set",

@@ -130,7 +130,7 @@ def test_a_value_of_the_wrong_type_is_refused(name, raw, message):
         ("optimizer", "AdamW", "optimizer: 'AdamW' is not one of adamw, adam_weight_decay, momentum, lamb"),
         ("amp_level", "O4", "amp_level: 'O4' is not one of O0, O1, O2, O3, bf16"),
         ("set", "cifar", "set: 'cifar' is not one of ImageNet"),
-        ("device_target", "NPU", "device_target: 'NPU' is not one of Ascend, CPU, GPU"),
+        ("device_target", "NPU", "device_target: 'NPU' is not one of auto, Ascend, CPU, GPU"),
     ],
 )
 def test_a_value_beyond_its_limits_is_refused(name, raw, message):

@@ -16,8 +16,8 @@ def test_a_file_wins_over_its_base_and_flags_win_over_both(write_yaml):
     path = write_yaml("base: recipe.yaml\nbatch_size: 12\nseed: 4\n", "mine.yaml")
     config = load_config(path, {"seed": 5})
     assert (config.optim.epochs, config.data.batch_size, config.run.seed) == (7, 12, 5)
-    from_flags, _ = config_from_command_line(["--config", path, "--seed", "5"], "")
-    assert from_flags == config
+    from_flags, _ = config_from_command_line(["--config", path, "--seed", "5", "--device_target", "CPU"], "")
+    assert from_flags == load_config(path, {"seed": 5, "device_target": "CPU"})
 
 
 def test_the_base_wins_over_what_the_arch_implies(write_yaml):

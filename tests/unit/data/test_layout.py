@@ -8,9 +8,10 @@ from typing import Callable
 
 import pytest
 
-from focal.config.schema import Config
-from focal.data import check_data, find_class_names
+from focal.config.schema import Config, ConfigError
+from focal.data import check_data, find_class_names, with_classes_of
 from focal.errors import UserError
+from focal.models import create_model
 
 MakeConfig = Callable[..., Config]
 
@@ -61,6 +62,31 @@ def test_class_that_is_in_val_but_not_in_train_is_refused(own_folder: Path, make
 
 def test_error_about_num_classes_gives_the_right_number(image_folder: Path, make_config: MakeConfig) -> None:
     assert "--num_classes 3" in _refusal(make_config(num_classes=1000), image_folder)
+
+
+def test_minus_one_takes_the_number_of_classes_from_the_data(image_folder: Path, make_config: MakeConfig) -> None:
+    unknown, known = make_config(num_classes=-1), make_config(num_classes=3)
+    layout = check_data(unknown, str(image_folder))
+    assert with_classes_of(layout, unknown) == known
+    assert with_classes_of(layout, known) is known
+    with pytest.raises(ConfigError, match="num_classes: -1 needs the data; give --num_classes N"):
+        create_model(unknown)
+
+
+@pytest.mark.parametrize(
+    "split, name", [("val", "validation"), ("val", "Test"), ("val", "valid"), ("train", "training")]
+)
+def test_error_about_a_split_of_another_name_says_what_was_found(
+    own_folder: Path, make_config: MakeConfig, split: str, name: str
+) -> None:
+    (own_folder / split).rename(own_folder / name)
+    assert f"has {name}/ but no {split}/; rename it" in _refusal(make_config(), own_folder)
+    nested = own_folder / "imagenet"
+    nested.mkdir()
+    for folder in list(own_folder.iterdir()):
+        if folder != nested:
+            folder.rename(nested / folder.name)
+    assert f"{nested} has {name}/ but no {split}/" in _refusal(make_config(), own_folder)
 
 
 def test_evaluation_needs_val_only(own_folder: Path, make_config: MakeConfig) -> None:

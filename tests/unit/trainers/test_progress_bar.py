@@ -15,7 +15,7 @@ import pytest
 
 SOURCES = Path(__file__).resolve().parents[3] / "src"
 EPOCH = """
-import sys
+import sys, time
 sys.path.insert(0, sys.argv[1])
 sys.modules.update({name: None for name in sys.argv[2:]})  # importing these fails
 from focal.distributed.logging import setup_logging
@@ -23,6 +23,9 @@ from focal.trainers.progress_bar import ProgressBar
 
 logger = setup_logging(0)
 bar = ProgressBar(wanted=True)
+with bar.waiting("compiling"):
+    time.sleep(2.2)
+    logger.info("while compiling")
 bar.start("epoch 1/3", 10, 7)
 bar.advance()
 bar.show("loss 1.5")
@@ -51,6 +54,16 @@ def on_a_terminal(*missing: str, no_color: str = "") -> str:
     return received.decode()
 
 
+def test_a_terminal_shows_how_long_a_compilation_has_taken():
+    pytest.importorskip("tqdm", reason="the bar needs tqdm: pip install -r requirements.txt")
+    pieces = on_a_terminal().replace("\r\n", "\n").split("\r")
+    assert [piece for piece in pieces if piece.startswith("compiling 00:0")][:2] == [
+        "compiling 00:00",
+        "compiling 00:01",
+    ]
+    assert any(piece.endswith("INFO while compiling\n") for piece in pieces), "a line of its own above it"
+
+
 def test_a_terminal_shows_a_bar_with_lines_above_it():
     pytest.importorskip("tqdm", reason="the bar needs tqdm: pip install -r requirements.txt")
     text = on_a_terminal()
@@ -64,7 +77,7 @@ def test_a_terminal_shows_a_bar_with_lines_above_it():
 
 def test_without_tqdm_a_terminal_shows_lines_only():
     text = on_a_terminal("tqdm")
-    assert text.count("\n") == 2 and "%|" not in text and "after the epoch" in text
+    assert text.count("\n") == 3 and "%|" not in text and "after the epoch" in text
 
 
 def test_warnings_have_no_colour_for_those_who_want_none():
@@ -75,4 +88,6 @@ def test_a_file_gets_lines_only():
     line = [sys.executable, "-c", EPOCH, str(SOURCES)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True)
     assert "\r" not in done.stdout and done.stderr == ""
-    assert [text.split(" ", 1)[1] for text in done.stdout.splitlines()] == ["WARNING a warning", "INFO after the epoch"]
+    assert [text.split(" ", 1)[1] for text in done.stdout.splitlines()] == [
+        "INFO while compiling", "WARNING a warning", "INFO after the epoch",
+    ]  # fmt: skip
