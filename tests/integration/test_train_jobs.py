@@ -184,7 +184,7 @@ class PoisonedData:
     def __init__(self, data, from_update):
         self.data, self.from_update, self.count = data, from_update, 0
         self.batches_per_epoch = data.batches_per_epoch
-        self.take_replaced = data.take_replaced
+        self.take_replaced, self.known_class_names = data.take_replaced, data.known_class_names
 
     def epoch(self, epoch, first_step=0):
         for images, targets, *others in self.data.epoch(epoch, first_step):

@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor
 
 from focal.config import Config, load_config
-from focal.data import blank_batch
+from focal.data import TrainBatch, blank_batch
 from focal.distributed.device import Device, setup_device
 from focal.trainers.compile_cache import compile_step
 from focal.trainers.setup import build_network, build_train_step
@@ -69,12 +69,14 @@ def time_step(config: Config, device: Device, steps: int, rounds: int) -> dict[s
     }
 
 
-def random_batch(config: Config, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Random pictures and classes, with drop path that keeps everything, in the shapes of a training batch."""
-    images, targets, drop_path = blank_batch(config)
+def random_batch(config: Config, seed: int) -> TrainBatch:
+    """Random pictures and classes, neither erased nor mixed, with drop path that keeps everything: a training batch."""
+    blank = blank_batch(config)
     rng = np.random.default_rng(seed)
+    targets = np.zeros_like(blank.targets)
     targets[np.arange(len(targets)), rng.integers(0, targets.shape[1], len(targets))] = 1.0
-    return rng.standard_normal(images.shape, np.float32), targets, np.ones_like(drop_path)
+    images = rng.integers(0, 256, blank.images.shape, np.uint8)
+    return blank._replace(images=images, targets=targets, drop_path=np.ones_like(blank.drop_path))
 
 
 def _loss(outputs: np.ndarray) -> float:
@@ -97,6 +99,6 @@ class RepeatedBatch:
 def _from_queue(step: ms.nn.Cell, batch: tuple[np.ndarray, ...]) -> Callable[[], Tensor]:
     import mindspore.dataset as ds
 
-    columns = ["image", "target", "drop_path"]
+    columns = list(TrainBatch._fields)
     dataset = ds.GeneratorDataset(RepeatedBatch(batch), columns, num_parallel_workers=1, shuffle=False)
     return ms.data_sink(step, dataset, sink_size=1)

@@ -12,7 +12,8 @@ import pytest
 
 from focal.checkpoint.class_names import check_class_names, class_name_difference, class_names_of
 from focal.checkpoint.files import read_checkpoint, write_checkpoint
-from focal.checkpoint.resume import Progress, collect_tensors, make_meta
+from focal.checkpoint.resume import Progress, make_meta
+from focal.checkpoint.train_state import collect_tensors
 from focal.config import ConfigError
 from focal.data import TrainData, check_data
 from focal.distributed.device import Device

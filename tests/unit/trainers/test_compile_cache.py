@@ -49,6 +49,12 @@ print(json.dumps({"done": done, "steps": [step(*batch).asnumpy().tolist() for _ 
 """
 
 
+@pytest.fixture(autouse=True)
+def run_as_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of the running script is part of the digest; a worker of pytest-xdist runs none."""
+    monkeypatch.setattr(sys, "argv", [__file__])
+
+
 def start(script: Path, **keys) -> dict:
     script.write_text(START, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'src'}:{REPOSITORY}"}
