@@ -38,6 +38,7 @@ _GRADIENT_NOTE = "forward_unique_id: "
 _FRAME = re.compile(r"# In file .*?(src/focal/[\w/]+\.py):(\d+)~(\d+), ")
 _BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.")
 _DOWNSAMPLE = re.compile(r"layers\.(\d+)\.downsample\.")
+_COPIES = ("InplaceCopy", "Assign")
 _ORDERING = ("UpdateState", "Load")  # their inputs say when a parameter is read, not what flows
 
 
@@ -134,21 +135,30 @@ class Attribution:
                 self.parts[number] = _part(operator, latest[number])
 
     def _places_of_gradients(self) -> dict[str, Optional[tuple[int, int]]]:
-        """Operator that yields a parameter's gradient -> where that parameter is used."""
+        """Operator that yields a parameter's gradient -> where that parameter is used.
+
+        Gradients are copied into vectors, one per bucket (focal/trainers/buckets.py), in the order in which the
+        parameters get their new values at the end.
+        """
+        names = [o.parameters[0] for o in self.operators if o.name in _COPIES and o.parameters]
+        names = [name for name in names if not name.startswith("loss_scale.")]
+        updates = [o for o in self.operators if o.name == "AdamWeightDecay"]
+        gradients = [number for update in updates for number in self._gradients_of_bucket(update)]
+        assert len(names) == len(gradients), f"{len(gradients)} gradients for {len(names)} parameters"
         places: dict[str, Optional[tuple[int, int]]] = {}
-        for operator in self.operators:
-            place = _place(operator.parameters[0]) if operator.kind == "optimizer" and operator.parameters else None
-            if place is None:
-                continue
-            shape, number = operator.tensors_in[0][1], operator.result
-            while self.phases[number] == UPDATE:  # back through what scales and clips
-                same = [other for other in self.inputs[number] if _has_shape(self.by_number[other], shape)]
-                if not same:
-                    break
-                number = same[0]
-            if self.phases[number] == BACKWARD:
-                places[number] = max(filter(None, [place, places.get(number)]))
+        for name, number in zip(names, gradients):
+            while self.phases[number] == UPDATE and self.inputs[number]:  # through reshapes and casts
+                number = self.inputs[number][0]
+            if self.phases[number] == BACKWARD and _place(name) is not None:
+                places[number] = max(filter(None, [_place(name), places.get(number)]))
         return places
+
+    def _gradients_of_bucket(self, update: Operator) -> tuple[str, ...]:
+        """What the gradient vector of an update is made of, in order."""
+        shape, number = update.tensors_in[0][1], update.result
+        while self.by_number[number].name != "Concat":  # back through what scales and clips
+            number = next(other for other in self.inputs[number] if _has_shape(self.by_number[other], shape))
+        return self.inputs[self.inputs[number][0]]  # of the tuple that is concatenated
 
 
 def _has_shape(operator: Operator, shape: tuple[int, ...]) -> bool:
