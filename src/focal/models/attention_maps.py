@@ -17,7 +17,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from focal.errors import UserError
-from focal.models.focal_keys import KeyTable, closest_keys, pooling_table, topk_closest_indices, window_keys
+from focal.models.focal_attention import AttentionBuilder
+from focal.models.focal_keys import KeyTable, pooling_table
 from focal.models.focal_transformer import FocalTransformer
 from focal.models.stages import StageSettings
 
@@ -43,19 +44,9 @@ class QueryKeys:
     places: tuple[np.ndarray, ...]
 
 
-def key_table(stage: StageSettings, block: int, indices: Optional[list[np.ndarray]] = None) -> KeyTable:
-    """The keys of every window of a block.
-
-    Args:
-        indices: version 2: the key indices of each level, as a checkpoint may bring them; None: the network's own.
-    """
-    model = stage.model
-    if model.focal_version == 1:
-        focal_window = model.focal_windows[stage.index]
-        return window_keys(stage.map, stage.levels, stage.expand_size(block), stage.shift(block), focal_window)
-    if indices is None:
-        indices = [topk_closest_indices(stage.map, level, model.focal_topK) for level in range(stage.levels)]
-    return closest_keys(stage.map, [np.sort(level.astype(np.int64), axis=1) for level in indices])[0]
+def key_table(stage: StageSettings, block: int) -> KeyTable:
+    """The keys of every window of a block, in a network that has not loaded others from a checkpoint."""
+    return AttentionBuilder(stage).key_table(block)
 
 
 def query_keys(stage: StageSettings, block: int, query: tuple[int, int], table: KeyTable) -> QueryKeys:
@@ -111,7 +102,7 @@ def attention_of_query(
     """
     layer = network.layers[_check("stage", stage, len(network.layers))]
     attention = layer.blocks[_check("block", block, len(layer.blocks))].attn
-    table = key_table(layer.settings, block, [level.asnumpy() for level in attention.key_indices] or None)
+    table = attention.tables.table
     keys = query_keys(layer.settings, block, query, table)
     heads, channels = layer.settings.heads, layer.settings.channels
     qkv = attention.qkv(_attention_input(network, images, stage, block)).asnumpy()[0]  # (T, 3 * C)

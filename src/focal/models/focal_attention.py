@@ -30,12 +30,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from focal.models.ascend_forms import TakeRows
+from focal.models.ascend_forms import Dense, TakeRows
 from focal.models.cpu_forms import AddToSamples, CpuForm, SoftmaxGradient
 from focal.models.flash_attention import FlashAttention
 from focal.models.focal_keys import KeyTable, closest_keys, num_surrounding, topk_closest_indices, window_keys
 from focal.models.gathers import GatherTokens, MergeHeads, SplitHeads, index_tensor
-from focal.models.layers import Dropout, dense
+from focal.models.layers import Dropout
 from focal.models.position_bias import CoordinateBias, TableBias
 from focal.models.stages import StageSettings
 
@@ -63,8 +63,8 @@ class FocalAttention(nn.Cell):
         super().__init__()
         channels, self.heads = stage.channels, stage.heads
         self.key_indices = ParameterTuple(key_indices)
-        self.qkv = dense(channels, 3 * channels, has_bias=stage.model.qkv_bias)
-        self.proj = dense(channels, channels)
+        self.qkv = Dense(channels, 3 * channels, has_bias=stage.model.qkv_bias)
+        self.proj = Dense(channels, channels)
         self.position_bias = position_bias
         self.proj_drop = proj_drop
         scale = stage.model.qk_scale or (channels // self.heads) ** -0.5
@@ -184,7 +184,7 @@ class AttentionTables:
     """
 
     def __init__(self, table: KeyTable, tokens: Sequence[int], heads: int) -> None:
-        self.heads, self.tokens, self._table = heads, tuple(tokens), table
+        self.heads, self.tokens, self.table = heads, tuple(tokens), table
         self.is_hidden = table.bias_index == table.hidden_column  # (G, Q, K)
         self.split_heads = SplitHeads(table.queries, table.keys, table.hidden, tokens, heads)
         self.merge_heads = MergeHeads(table.queries, heads)
@@ -194,7 +194,7 @@ class AttentionTables:
     @functools.cached_property
     def gather_tokens(self) -> GatherTokens:
         """The gathers of `FlashAttention`."""
-        return GatherTokens(self._table.queries, self._table.keys, self._table.hidden, self.tokens)
+        return GatherTokens(self.table.queries, self.table.keys, self.table.hidden, self.tokens)
 
 
 class AttentionBuilder:
@@ -213,7 +213,7 @@ class AttentionBuilder:
         stage = self.stage
         indices: list[np.ndarray] = []
         if stage.model.focal_version == 1:
-            tables, bias = self._window_attention(block)
+            tables, bias = self._window_tables(block), self._table_bias(block)
         else:
             indices = self.own_indices()
             tables, coordinates = self._closest_tables(indices)
@@ -238,15 +238,24 @@ class AttentionBuilder:
         stage = self.stage
         return [topk_closest_indices(stage.map, level, stage.model.focal_topK) for level in range(stage.levels)]
 
-    def _window_attention(self, block: int) -> tuple[AttentionTables, TableBias]:
+    def key_table(self, block: int) -> KeyTable:
+        """The keys of every window of block number `block`, in a network that has not loaded others."""
+        if self.stage.model.focal_version == 1:
+            return self._window_tables(block).table
+        return self._closest_tables(self.own_indices())[0].table
+
+    def _window_tables(self, block: int) -> AttentionTables:
         stage, expand_size, shift = self.stage, self.stage.expand_size(block), self.stage.shift(block)
         if (expand_size, shift) not in self._of_windows:
             focal_window = stage.model.focal_windows[stage.index]
             keys = window_keys(stage.map, stage.levels, expand_size, shift, focal_window)
             self._of_windows[expand_size, shift] = AttentionTables(keys, stage.tokens, stage.heads)
+        return self._of_windows[expand_size, shift]
+
+    def _table_bias(self, block: int) -> TableBias:
+        stage, expand_size = self.stage, self.stage.expand_size(block)
         surrounding = num_surrounding(stage.map.window_size, expand_size) if expand_size else 0
-        bias = TableBias(stage.heads, stage.map.window_size, surrounding, stage.focal_sides)
-        return self._of_windows[expand_size, shift], bias
+        return TableBias(stage.heads, stage.map.window_size, surrounding, stage.focal_sides)
 
     def _closest_tables(self, indices: Sequence[np.ndarray]) -> tuple[AttentionTables, list[np.ndarray]]:
         """Tables and distinct coordinates for key indices, whose order within a window does not matter."""

@@ -20,11 +20,6 @@ from focal.models.cpu_forms import NormalCdf, ScaleSamples, UniformNumbers
 RANDOM_COUNTER = "random_counter"  # parameter of a network in training: the position in the sequence of random masks
 
 
-def dense(in_channels: int, out_channels: int, has_bias: bool = True) -> Dense:
-    """A dense layer; initialization.py sets all values."""
-    return Dense(in_channels, out_channels, has_bias)
-
-
 class GELU(nn.Cell, AscendForm):
     """x * Phi(x), the exact form (Hendrycks and Gimpel 2016), not the tanh approximation.
 

@@ -91,7 +91,8 @@ class Buckets(nn.Cell, AscendForm):
 
     def copy_to_parameters(self, vectors: tuple) -> tuple:
         """Set the parameters to one vector per bucket."""
-        # InplaceCopy is the newer kernel of the two; GE does not know it, nor does PyNative mode on a CPU take parts.
+        # InplaceCopy is the newer kernel of the two. GE does not know it, and on a CPU it refuses parts of a vector in
+        # PyNative mode.
         copy = _INPLACE_COPY if self.for_ascend else _ASSIGN
         return _FOR_EACH(ops.partial(_copy, copy), self.parameters, self.split(vectors))
 

@@ -18,11 +18,13 @@ from focal.data import EvalData, TrainData
 from focal.distributed.device import Device
 from focal.errors import UserError
 from focal.models.macs import actual_macs
+from focal.trainers.buckets import BUCKETS
 from focal.trainers.lr_schedule import learning_rate_factor, learning_rates
 from focal.trainers.train_one_step import TrainOneStep, trained_parameters
+from focal.trainers.trainer import steps_per_epoch
 
 _MB = 10**6
-_BUCKETS = ("weights", "moment", "ema", "accumulated")  # kinds of the flat vectors beside the network's own parameters
+_KINDS = ("weights", "moment", "ema", "accumulated")  # kinds of the flat vectors beside the network's own parameters
 _FLOAT32 = 4  # bytes; weights and all state of a training are float32 at every amp_level
 
 
@@ -90,7 +92,7 @@ def _parameters(network: nn.Cell) -> tuple[list, list]:
 def _schedule(config: Config, world_size: int, batches_per_epoch: int) -> dict[str, str]:
     """The lines about steps, learning rate and warm-up."""
     batch_size, micro_batches, optim = config.data.batch_size, config.step.accumulation_step, config.optim
-    per_epoch = batches_per_epoch // micro_batches
+    per_epoch = steps_per_epoch(batches_per_epoch, micro_batches)
     factor = learning_rate_factor(batch_size, world_size, micro_batches)
     rates = learning_rates(optim, per_epoch, factor)
     total = min(len(rates), config.run.max_steps or len(rates))
@@ -114,7 +116,7 @@ def _memory(train_step: TrainOneStep) -> str:
     network, trained = _parameters(train_step.network)
     own = {id(parameter) for parameter in network}
     others = [parameter for parameter in train_step.get_parameters() if id(parameter) not in own]
-    buckets = {kind: sum(p.size for p in others if f"buckets.{kind}" in p.name) for kind in _BUCKETS}
+    buckets = {kind: sum(p.size for p in others if p.name.startswith(f"{BUCKETS}{kind}")) for kind in _KINDS}
     gradients = sum(p.size for p in trained)
     parts = {
         "weights": sum(p.size for p in network) + buckets["weights"],
