@@ -4,7 +4,7 @@ A file has MindSpore's own format (`mindspore.load_checkpoint` reads it) with it
 tensors it holds one text entry, `focal.meta`: JSON with everything that is not a tensor (epoch, step, configuration,
 accuracy). A parameter of the network is stored under its official name and its EMA weight under `ema.<name>`; the other
 tensors are optimizer state and counters. A file without `focal.meta` holds weights from elsewhere, for example from
-scripts/convert_weights.py; one that we write begins with `focal.entries`, the number of its tensors.
+scripts/convert_weights.py. Every file that we write begins with `focal.entries`, the number of its tensors.
 """
 
 from __future__ import annotations
@@ -64,9 +64,8 @@ def write_checkpoint(
     Raises:
         OSError: the file could not be written (disk full, no permission); what was at `path` is untouched.
     """
-    entries = [{"name": name, "data": Tensor(value)} for name, value in tensors.items()]
-    if meta is None:
-        entries.insert(0, {"name": ENTRIES, "data": Tensor(len(tensors), ms.int32)})
+    entries = [{"name": ENTRIES, "data": Tensor(len(tensors), ms.int32)}]
+    entries += [{"name": name, "data": Tensor(value)} for name, value in tensors.items()]
     texts = {} if meta is None else {META: json.dumps({"format": META_FORMAT, **meta})}
     with atomic_write(path, before_replace) as temporary:
         try:

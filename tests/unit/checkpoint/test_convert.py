@@ -282,6 +282,7 @@ def test_the_script_knows_the_same_kinds_of_files():
      (["--from", "nothing.npz", "--to", "b.ckpt"], "error: from: nothing.npz does not exist"),
      (["--from", "a.onnx", "--to", "b.ckpt"], "error: a.onnx: unknown kind of weight file; known are .pth, .pt"),
      (["--from", "a.ckpt", "--to", "b.h5"], "error: b.h5: unknown kind of weight file"),
+     (["--from", "a.ckpt", "--to", "b.pdparams"], "error: to: b.pdparams: .pdparams files are read, but not written"),
      (["--from", "a.npz", "--to", "b.ckpt", "--arch", "focal_tiny"], "error: config: cannot read"),
      (["--from", "a.npz", "--to", "b.ckpt", "--archs", "x"], "error: unknown flag --archs; did you mean arch?")],
 )  # fmt: skip
