@@ -57,11 +57,13 @@ def build_network(config: Config, class_names: ClassNames = None) -> nn.Cell:
 
 
 def _load_pretrained(network: nn.Cell, config: Config, class_names: ClassNames) -> None:
-    """Start from the weights of `pretrained`; the head starts anew if its labels mean other classes."""
+    """Start from the weights of `pretrained`; a head for as many but other classes starts anew."""
     checkpoint = read_checkpoint(Path(str(config.run.pretrained)))
     weights = select_weights(checkpoint, config.run.use_ema)
-    difference = class_name_difference(class_names_of(checkpoint.meta), class_names)
-    if difference is not None and not config.run.allow_config_change:
+    saved_names = class_names_of(checkpoint.meta)
+    difference = class_name_difference(saved_names, class_names)
+    as_many = saved_names and class_names and len(saved_names) == len(class_names)  # another number shows in the shapes
+    if difference is not None and as_many and not config.run.allow_config_change:
         weights = without_head(weights)
         logger.warning(
             "pretrained %s: its classes are not those of the data: %s; the head starts anew. If every label still "
