@@ -24,7 +24,7 @@ from focal.errors import UserError, one_line
 
 _NAMES = "StructuredToParameterName@@"
 _SLICES = "UnpackBigParamInfor@@"
-_WRAPPERS = ("model", "state_dict", "state_dict_ema")
+WRAPPERS = ("model", "state_dict", "state_dict_ema")  # keys under which training scripts keep their weights
 _OPERATIONS = {
     "PROTO", "FRAME", "STOP", "MARK", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "SETITEM", "SETITEMS",
     "APPEND", "APPENDS", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "NONE", "NEWTRUE", "NEWFALSE", "BININT",
@@ -139,7 +139,7 @@ def _not_callable(*_: object) -> object:
 
 def _arrays(loaded: object) -> dict[str, np.ndarray]:
     """Arrays by name in an unpickled file, its slices put together."""
-    for wrapper in _WRAPPERS:
+    for wrapper in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
             break

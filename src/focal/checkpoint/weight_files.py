@@ -10,11 +10,10 @@ from typing import IO, Any, Callable, Mapping, Optional
 
 import numpy as np
 
-from focal.checkpoint.pdparams import bfloat16_to_float32, read_pdparams
+from focal.checkpoint.pdparams import WRAPPERS, bfloat16_to_float32, read_pdparams
 from focal.errors import UserError, one_line
 from focal.files import atomic_write
 
-_WRAPPERS = ("model", "state_dict", "state_dict_ema")  # keys under which training scripts keep their weights
 _MOST_BYTES = 4 << 30  # of an .npz file once unpacked; the largest published network has 0.4e9
 _SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
                 "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?"}  # fmt: skip
@@ -66,12 +65,12 @@ def _read_pth(file: Path) -> dict[str, np.ndarray]:
             f"{file}: PyTorch cannot read it as plain weights ({one_line(error, 160)}); a file that would need to run "
             "code is refused"
         ) from None
-    for wrapper in _WRAPPERS:
+    for wrapper in WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
             break
     if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise UserError(f"{file}: holds no state dict, neither bare nor under {', '.join(_WRAPPERS)}")
+        raise UserError(f"{file}: holds no state dict, neither bare nor under {', '.join(WRAPPERS)}")
     try:
         # NumPy has no bfloat16, and our weights are float32 whatever the file's were.
         return {

@@ -382,6 +382,24 @@ def test_another_image_size_rebuilds_the_buffers(version, tmp_path, script):
     assert np.isfinite(network(ms.Tensor(np.ones((1, 3, side, side), np.float32))).asnumpy()).all()
 
 
+def test_a_conversion_for_384_pixels_gives_what_loading_at_384_pixels_gives(tmp_path, script):
+    """Version 1 with windows of 12: every table of the windows of 7 is resampled, none is left as initialised."""
+    state = official_state_dict(create_model(small(1, seed=3)))
+    np.savez(tmp_path / "x.npz", **state)
+    settings = settings_file(tmp_path, small(1))
+    for name, flags in (("same", ()), ("larger", ("--image_size", 384, "--window_size", 12))):
+        target = tmp_path / f"{name}.ckpt"
+        code, out, errors = script("--from", tmp_path / "x.npz", "--to", target, "--config", settings, *flags)
+        assert (code, errors) == (0, []) and "re-initialised" not in out
+    assert "note: resampled bicubically for these image and window sizes: layers.0.blocks.0." in out
+    network = create_model(small(1, image_size=384, window_size=12))
+    load_weights(network, str(tmp_path / "same.ckpt"))
+    converted = read_weights(str(tmp_path / "larger.ckpt"))
+    assert converted.keys() == network.official_parameters.keys() - {"random_counter"}
+    for name, value in converted.items():
+        np.testing.assert_array_equal(network.official_parameters[name].asnumpy(), value, err_msg=name)
+
+
 def test_absolute_positions_are_resampled(tmp_path, script):
     """A linear ramp of positions stays one."""
     source = create_model(small(1, ape=True))
