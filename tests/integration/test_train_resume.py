@@ -77,3 +77,24 @@ def test_ctrl_c_saves_and_a_named_checkpoint_resumes(tmp_path):
         assert run.wait(300) == 0, run.output
     assert losses(stopped) + losses(resumed) == losses(whole)
     assert same_state(resumed / "checkpoints" / "last.ckpt", whole / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.slow
+def test_an_unreadable_image_in_val_costs_no_epoch(tmp_path):
+    """The last epoch is saved before the error; repaired and resumed, it is the training that met no such image."""
+    config = make_workplace(tmp_path, epochs=1, graph_mode=1)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    with job(command(config, whole), tmp_path / "whole.log") as run:
+        assert run.wait(300) == 0, run.output
+    image = next((tmp_path / "data" / "val").rglob("*.png"))
+    content = image.read_bytes()
+    image.write_bytes(content[:40])
+    with job(command(config, broken), tmp_path / "broken.log") as run:
+        assert run.wait(300) == 2 and f"1 image(s) of val cannot be read ({image})" in run.output, run.output
+    assert read_checkpoint(broken / "checkpoints" / "last.ckpt").meta["progress"]["step"] == UPDATES_PER_EPOCH
+    image.write_bytes(content)
+    with job(command(config, broken, resume="auto"), tmp_path / "resumed.log") as run:
+        assert run.wait(300) == 0, run.output
+    assert losses(broken) == losses(whole) and records(broken, "val") == records(whole, "val")
+    for name in ("checkpoints/last.ckpt", "best/best.ckpt"):
+        assert same_state(broken / name, whole / name)

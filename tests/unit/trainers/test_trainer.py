@@ -12,6 +12,7 @@ from focal.checkpoint.resume import Progress
 from focal.checkpoint.series import BestCheckpoints
 from focal.distributed.device import Device
 from focal.distributed.signals import StopSignals
+from focal.errors import UserError
 from focal.trainers import trainer as training_module
 from focal.trainers.train_one_step import OUTPUTS
 from focal.trainers.trainer import Outputs, Trainer
@@ -37,7 +38,7 @@ def run(make_config, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "tensors", lambda self: {})
     monkeypatch.setattr(Trainer, "evaluate", lambda self: "")
 
-    def run(progress=None, **keys):
+    def run(progress=None, evaluate=None, **keys):
         config = make_config(epochs=3, warmup_length=0, cool_length=0, **keys)
         steps, last = [], Recorder()
 
@@ -59,7 +60,12 @@ def run(make_config, tmp_path, monkeypatch):
         outputs = Outputs(metrics, last, BestCheckpoints(tmp_path, 1))
         progress = progress or Progress()
         training = Trainer(config, Device(), step, None, Data(), None, progress, outputs, StopSignals())
-        assert training.run() == 0
+        if evaluate is not None:
+            monkeypatch.setattr(training, "evaluate", evaluate)
+            with pytest.raises(UserError, match="cannot be read"):
+                training.run()
+        else:
+            assert training.run() == 0
         return last.saved, len(steps), progress
 
     return run
@@ -68,6 +74,18 @@ def run(make_config, tmp_path, monkeypatch):
 def test_a_checkpoint_is_saved_at_the_end_of_every_epoch(run):
     saved, steps, progress = run()
     assert saved == [(4, 0), (8, 0), (12, 0)] and steps == 12 and progress.epoch == 3
+
+
+def test_a_failed_evaluation_saves_the_epoch_first_and_is_made_up_for(run, monkeypatch):
+    def fail():
+        raise UserError("evaluation: 1 image(s) of val cannot be read")
+
+    saved, steps, progress = run(evaluate=fail)
+    assert saved == [(4, 4)] and steps == 4 and progress == Progress(0, 4, 4, last_good_step=4)
+    evaluated = []
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: evaluated.append(self.progress.epoch) or "")
+    saved, steps, progress = run(progress)
+    assert evaluated == [1, 2, 3] and saved == [(4, 0), (8, 0), (12, 0)] and steps == 8
 
 
 def test_save_steps_keeps_counting_where_an_epoch_ends(run):
