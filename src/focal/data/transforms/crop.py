@@ -47,9 +47,9 @@ def draw_crop(
 def _centre_box(width: int, height: int, aspect: tuple[float, ...]) -> tuple[int, int, int, int]:
     box_width, box_height = width, height
     if width / height < aspect[0]:
-        box_height = min(height, round(width / aspect[0]))
+        box_height = max(1, min(height, round(width / aspect[0])))
     elif width / height > aspect[1]:
-        box_width = min(width, round(height * aspect[1]))
+        box_width = max(1, min(width, round(height * aspect[1])))
     left, top = (width - box_width) // 2, (height - box_height) // 2
     return left, top, left + box_width, top + box_height
 
@@ -89,9 +89,9 @@ def _resized_part(
     """The part `box` of what `image` would be after a resize to `scaled` (width, height)."""
     scale_x, scale_y = image.width / scaled[0], image.height / scaled[1]
     left, top, right, bottom = box
-    return image.resize(
-        (right - left, bottom - top), resample, box=(left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
-    )
+    # Pillow refuses a box that rounding has moved out of the image.
+    end_x, end_y = min(right * scale_x, image.width), min(bottom * scale_y, image.height)
+    return image.resize((right - left, bottom - top), resample, box=(left * scale_x, top * scale_y, end_x, end_y))
 
 
 def eval_resize(size: tuple[int, int], image_hw: tuple[int, int], crop_ratio: float) -> tuple[int, int]:
