@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def main() -> int:
     from focal.config.help import script_parser
     from focal.data.layout import find_layout
-    from focal.files import printable
+    from focal.errors import printable
 
     sys.stdout.reconfigure(errors="backslashreplace")  # names may hold characters that the terminal's encoding lacks
     parser = script_parser(__doc__)

@@ -115,7 +115,8 @@ def write_features(
     """Write the features of all images as one array, and the images' paths, a line per row, beside it."""
     import numpy as np
 
-    from focal.files import atomic_write, printable, write_text
+    from focal.errors import printable
+    from focal.files import atomic_write, write_text
     from focal.predict import open_features, run_batches
 
     run = open_features(model_file, config, arguments.features)

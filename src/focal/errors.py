@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Callable, Optional
 
@@ -30,3 +31,8 @@ def one_line(error: BaseException, most: int = 300) -> str:
     """The message of an error in one line of at most `most` characters, or its type if it has no message."""
     message = str(error).split("\n----", 1)[0]  # MindSpore appends its own call stacks below such a ruler
     return " ".join(message.split())[:most] or type(error).__name__
+
+
+def printable(name: str) -> str:
+    """A file name for a line of text: control characters and bytes that are not UTF-8 become `\\n` or `\\udcff`."""
+    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], name)

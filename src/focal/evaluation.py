@@ -18,8 +18,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from focal.data import EvalData
 from focal.distributed.collectives import all_reduce_sum
-from focal.errors import UserError
-from focal.files import printable
+from focal.errors import UserError, printable
 from focal.predictions import PredictionCollector
 
 logger = logging.getLogger("focal")

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -56,11 +55,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def printable(name: str) -> str:
-    """A file name for a line of text: control characters and bytes that are not UTF-8 become `\\n` or `\\udcff`."""
-    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], name)
 
 
 def write_json(path: Path, content: object, indent: Optional[int] = None) -> None:

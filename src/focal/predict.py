@@ -25,10 +25,9 @@ from focal.checkpoint.weights import load_checkpoint
 from focal.config import Config
 from focal.data import find_class_names, load_eval_image
 from focal.data.folder import IMAGE_EXTENSIONS, is_image_name
-from focal.errors import UserError
+from focal.errors import UserError, printable
 from focal.export.description import ModelDescription, relevant_settings
 from focal.export.mindir import Runner, open_exported, read_description
-from focal.files import printable
 from focal.models import create_model
 from focal.models.focal_transformer import FocalTransformer
 from focal.models.inference import fold_position_bias

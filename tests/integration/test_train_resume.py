@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from focal.checkpoint.files import read_checkpoint
-from focal.files import printable
+from focal.errors import printable
 from tests.integration.jobs import job
 from tests.integration.train_jobs import UPDATES_PER_EPOCH, command, losses, make_workplace, records
 

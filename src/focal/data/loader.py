@@ -23,8 +23,7 @@ from focal.data.sampler import REPLACEMENT, EvalSampler, TrainSampler, generator
 from focal.data.transforms.boxes import Box, box_masks
 from focal.data.transforms.normalize import normalize
 from focal.data.transforms.pipeline import EvalTransforms, TrainTransforms
-from focal.errors import UserError
-from focal.files import printable
+from focal.errors import UserError, printable
 
 if TYPE_CHECKING:
     from mindspore.dataset import Dataset

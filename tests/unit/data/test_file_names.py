@@ -13,8 +13,7 @@ import pytest
 from focal.config.schema import Config
 from focal.data import EvalData, TrainData, check_data
 from focal.data.layout import find_layout
-from focal.errors import UserError
-from focal.files import printable
+from focal.errors import UserError, printable
 from focal.predictions import PredictionCollector, Predictions
 from tests.unit.data.test_mindrecord import convert
 

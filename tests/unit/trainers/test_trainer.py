@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,7 +39,7 @@ def run(make_config, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "tensors", lambda self: {})
     monkeypatch.setattr(Trainer, "evaluate", lambda self: "")
 
-    def run(progress=None, evaluate=None, **keys):
+    def run(progress=None, **keys):
         config = make_config(epochs=3, warmup_length=0, cool_length=0, **keys)
         steps, last = [], Recorder()
 
@@ -60,12 +61,7 @@ def run(make_config, tmp_path, monkeypatch):
         outputs = Outputs(metrics, last, BestCheckpoints(tmp_path, 1))
         progress = progress or Progress()
         training = Trainer(config, Device(), step, None, Data(), None, progress, outputs, StopSignals())
-        if evaluate is not None:
-            monkeypatch.setattr(training, "evaluate", evaluate)
-            with pytest.raises(UserError, match="cannot be read"):
-                training.run()
-        else:
-            assert training.run() == 0
+        assert training.run() == 0
         return last.saved, len(steps), progress
 
     return run
@@ -74,18 +70,6 @@ def run(make_config, tmp_path, monkeypatch):
 def test_a_checkpoint_is_saved_at_the_end_of_every_epoch(run):
     saved, steps, progress = run()
     assert saved == [(4, 0), (8, 0), (12, 0)] and steps == 12 and progress.epoch == 3
-
-
-def test_a_failed_evaluation_saves_the_epoch_first_and_is_made_up_for(run, monkeypatch):
-    def fail():
-        raise UserError("evaluation: 1 image(s) of val cannot be read")
-
-    saved, steps, progress = run(evaluate=fail)
-    assert saved == [(4, 4)] and steps == 4 and progress == Progress(0, 4, 4, last_good_step=4)
-    evaluated = []
-    monkeypatch.setattr(Trainer, "evaluate", lambda self: evaluated.append(self.progress.epoch) or "")
-    saved, steps, progress = run(progress)
-    assert evaluated == [1, 2, 3] and saved == [(4, 0), (8, 0), (12, 0)] and steps == 8
 
 
 def test_save_steps_keeps_counting_where_an_epoch_ends(run):
@@ -112,3 +96,18 @@ def test_max_steps_counts_steps_not_micro_batches(run):
 def test_training_continues_in_the_middle_of_an_epoch(run):
     saved, steps, progress = run(Progress(epoch=2, micro_batches=3, step=11))
     assert saved == [(12, 0)] and steps == 1 and progress.epoch == 3
+
+
+def test_a_failed_evaluation_saves_the_epoch_first_and_is_made_up_for(run, monkeypatch):
+    def fail(trainer):
+        raise UserError("evaluation: 1 image(s) of val cannot be read")
+
+    progress, saved, evaluated = Progress(), [], []
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be read"):
+        patch.setattr(Trainer, "evaluate", fail)
+        patch.setattr(Trainer, "save", lambda self: saved.append(dataclasses.astuple(self.progress)[:3]))
+        run(progress)
+    assert saved == [(0, 4, 4)]
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: evaluated.append(self.progress.epoch) or "")
+    saved, steps, progress = run(progress)
+    assert evaluated == [1, 2, 3] and saved == [(4, 0), (8, 0), (12, 0)] and steps == 8
