@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,6 +76,21 @@ def test_save_steps_keeps_counting_where_an_epoch_ends(run):
     assert run(save_steps=3, save_every=3)[0] == [(3, 3), (6, 2), (9, 1), (12, 0)]
 
 
+def test_a_failed_evaluation_saves_the_epoch_first_and_is_made_up_for(run, monkeypatch):
+    def fail(trainer):
+        raise UserError("evaluation: 1 image(s) of val cannot be read")
+
+    progress, saved, evaluated = Progress(), [], []
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be read"):
+        patch.setattr(Trainer, "evaluate", fail)
+        patch.setattr(Trainer, "save", lambda self: saved.append((self.progress.epoch, self.progress.micro_batches)))
+        run(progress)
+    assert saved == [(0, 4)]
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: evaluated.append(self.progress.epoch) or "")
+    saved, steps, progress = run(progress)
+    assert evaluated == [1, 2, 3] and saved == [(4, 0), (8, 0), (12, 0)] and steps == 8
+
+
 def test_nothing_is_saved_twice(run):
     assert run(max_steps=4)[0] == [(4, 0)]
     assert run(max_steps=6, save_steps=2)[0] == [(2, 2), (4, 0), (6, 2)]
@@ -96,18 +110,3 @@ def test_max_steps_counts_steps_not_micro_batches(run):
 def test_training_continues_in_the_middle_of_an_epoch(run):
     saved, steps, progress = run(Progress(epoch=2, micro_batches=3, step=11))
     assert saved == [(12, 0)] and steps == 1 and progress.epoch == 3
-
-
-def test_a_failed_evaluation_saves_the_epoch_first_and_is_made_up_for(run, monkeypatch):
-    def fail(trainer):
-        raise UserError("evaluation: 1 image(s) of val cannot be read")
-
-    progress, saved, evaluated = Progress(), [], []
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be read"):
-        patch.setattr(Trainer, "evaluate", fail)
-        patch.setattr(Trainer, "save", lambda self: saved.append(dataclasses.astuple(self.progress)[:3]))
-        run(progress)
-    assert saved == [(0, 4, 4)]
-    monkeypatch.setattr(Trainer, "evaluate", lambda self: evaluated.append(self.progress.epoch) or "")
-    saved, steps, progress = run(progress)
-    assert evaluated == [1, 2, 3] and saved == [(4, 0), (8, 0), (12, 0)] and steps == 8
