@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import Callable, Optional
 
@@ -33,6 +32,10 @@ def one_line(error: BaseException, most: int = 300) -> str:
     return " ".join(message.split())[:most] or type(error).__name__
 
 
+_NOT_PRINTABLE = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0xD800, 0xE000))
+_ESCAPES = {code: ascii(chr(code))[1:-1] for code in _NOT_PRINTABLE}
+
+
 def printable(name: str) -> str:
     """A file name for a line of text: control characters and bytes that are not UTF-8 become `\\n` or `\\udcff`."""
-    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], name)
+    return name.translate(_ESCAPES)
