@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 def main() -> int:
     from focal.config.help import script_parser
     from focal.data.layout import find_layout
+    from focal.errors import printable
 
-    sys.stdout.reconfigure(errors="backslashreplace")  # prints file names that are not valid text, too
+    sys.stdout.reconfigure(errors="backslashreplace")  # names may hold characters that the terminal's encoding lacks
     parser = script_parser(__doc__)
     parser.add_argument("--data_url", required=True, help="folder with train/ and val/, or MindRecord files")
     parser.add_argument("--splits", nargs="+", default=["train", "val"], choices=["train", "val"])
@@ -37,7 +38,7 @@ def main() -> int:
         source = getattr(layout, split)
         bad = 0
         for name, reason in find_unreadable(source, max(1, arguments.workers)):
-            print(f"unreadable: {name} ({reason})", flush=True)
+            print(f"unreadable: {printable(name)} ({reason})", flush=True)
             bad += 1
         print(f"{split}: {len(source)} images, {len(layout.class_names)} classes, {bad} unreadable", flush=True)
         total += bad

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 def main() -> None:
     from focal.config.help import script_parser
-    from focal.data.folder import ImageFolder
+    from focal.data.folder import ImageFiles
     from focal.data.layout import find_layout
     from focal.data.mindrecord import check_output, write_mindrecord
     from focal.errors import UserError
@@ -38,9 +38,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     layout = find_layout(arguments.data_url, arguments.splits)
     sources = {split: getattr(layout, split) for split in arguments.splits}
-    if not all(isinstance(source, ImageFolder) for source in sources.values()):
+    if not all(isinstance(source, ImageFiles) for source in sources.values()):
         raise UserError(f"data_url: {arguments.data_url} holds MindRecord files already; give the folder of images")
-    check_output(arguments.output, layout.class_names, sources)
+    check_output(arguments.output, layout.known_class_names, sources)
     for split, source in sources.items():
         shards = min(arguments.shards, len(source))
         write_mindrecord(source, arguments.output, split, shards, arguments.short_side, arguments.workers)

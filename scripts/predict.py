@@ -8,6 +8,7 @@ An ONNX file runs in ONNX Runtime on the CPU, whatever the device target.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 def main() -> Optional[int]:
     """Read the command line, open the model, write the likeliest classes of each image, or its features."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold characters that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     flags, arguments = parse_flags(sys.argv[1:], __doc__, add_arguments)
     check_arguments(flags, arguments)
     from focal.distributed.device import setup_device
@@ -112,6 +115,7 @@ def write_features(
     """Write the features of all images as one array, and the images' paths, a line per row, beside it."""
     import numpy as np
 
+    from focal.errors import printable
     from focal.files import atomic_write, write_text
     from focal.predict import open_features, run_batches
 
@@ -122,7 +126,7 @@ def write_features(
     features, output = np.concatenate([rows for _, rows in batches]), Path(arguments.output)
     with atomic_write(output) as draft:
         np.save(draft, features)
-    readable = [path for batch, _ in batches for path in batch]
+    readable = [printable(path) for batch, _ in batches for path in batch]
     write_text(output.with_suffix(".txt"), "\n".join(readable) + "\n")
     print(f"wrote {output}: {features.dtype} {features.shape}")
 

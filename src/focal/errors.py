@@ -30,3 +30,12 @@ def one_line(error: BaseException, most: int = 300) -> str:
     """The message of an error in one line of at most `most` characters, or its type if it has no message."""
     message = str(error).split("\n----", 1)[0]  # MindSpore appends its own call stacks below such a ruler
     return " ".join(message.split())[:most] or type(error).__name__
+
+
+_NOT_PRINTABLE = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0xD800, 0xE000))
+_ESCAPES = {code: ascii(chr(code))[1:-1] for code in _NOT_PRINTABLE}
+
+
+def printable(name: str) -> str:
+    """A file name for a line of text: control characters and bytes that are not UTF-8 become `\\n` or `\\udcff`."""
+    return name.translate(_ESCAPES)

@@ -18,7 +18,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from focal.data import EvalData
 from focal.distributed.collectives import all_reduce_sum
-from focal.errors import UserError
+from focal.errors import UserError, printable
 from focal.predictions import PredictionCollector
 
 logger = logging.getLogger("focal")
@@ -139,7 +139,7 @@ def _add_over_ranks(sums: np.ndarray) -> np.ndarray:
 
 
 def _check_unreadable(data: EvalData, skip_unreadable: bool) -> None:
-    unreadable = list(getattr(data, "unreadable", ()))
+    unreadable = list(map(printable, getattr(data, "unreadable", ())))
     count = int(all_reduce_sum(np.array([len(unreadable)], np.float32))[0])
     for path in unreadable:
         logger.warning("evaluation: cannot read %s", path)

@@ -24,8 +24,8 @@ from focal.checkpoint.files import Checkpoint, read_checkpoint
 from focal.checkpoint.weights import load_checkpoint
 from focal.config import Config
 from focal.data import find_class_names, load_eval_image
-from focal.data.folder import IMAGE_EXTENSIONS
-from focal.errors import UserError
+from focal.data.folder import IMAGE_EXTENSIONS, is_image_name
+from focal.errors import UserError, printable
 from focal.export.description import ModelDescription, relevant_settings
 from focal.export.mindir import Runner, open_exported, read_description
 from focal.models import create_model
@@ -176,13 +176,15 @@ def names_of_classes(file: ModelFile, config: Config, data_named: bool) -> tuple
 def find_images(inputs: Sequence[str]) -> list[str]:
     """Paths of the images that `inputs` name: files, folders with all images below them, and patterns (`**` too).
 
+    Hidden files and folders count only where they are named themselves.
+
     Raises:
         UserError: one of them names no image.
     """
     paths: list[str] = []
     for given in inputs:
         if os.path.isdir(given):
-            found = [os.path.join(folder, name) for folder, _, names in os.walk(given) for name in names]
+            found = list(_files_below(given))
         elif os.path.exists(given):
             paths.append(given)  # whatever its name ends in
             continue
@@ -190,11 +192,18 @@ def find_images(inputs: Sequence[str]) -> list[str]:
             found = glob.glob(given, recursive=True)
         else:
             raise UserError(f"image: {given} does not exist")
-        found = sorted(path for path in found if Path(path).suffix.lower() in IMAGE_EXTENSIONS)
+        found = sorted(path for path in found if is_image_name(os.path.basename(path)))
         if not found:
             raise UserError(f"image: {given} names no image; known are {', '.join(sorted(IMAGE_EXTENSIONS))}")
         paths += found
     return paths
+
+
+def _files_below(folder: str) -> Iterator[str]:
+    """Paths of the files in `folder` and below, without those in hidden folders."""
+    for current, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        yield from (os.path.join(current, name) for name in names)
 
 
 def run_batches(
@@ -235,7 +244,9 @@ def run_batches(
             finite = np.isfinite(outputs).reshape(len(readable), -1).all(1)
             if not finite.all():
                 path = readable[int(finite.argmin())][0]
-                raise UserError(f"pretrained: the model's outputs for {path} are not finite; its weights are damaged")
+                raise UserError(
+                    f"pretrained: the model's outputs for {printable(path)} are not finite; its weights are damaged"
+                )
             yield [path for path, _ in readable], outputs
 
 
@@ -261,7 +272,8 @@ def format_predictions(predictions: Sequence[Prediction], file_format: str) -> s
     """The predictions as text.
 
     Args:
-        file_format: `table` has a line per image; `csv` a line per image and class; `json` an object per image.
+        file_format: `table` has a line per image; `csv` a line per image and class; `json` an object per image. JSON
+            alone has every name as it is; see `printable`.
     """
     if file_format == "json":
         return json.dumps(
@@ -274,7 +286,8 @@ def format_predictions(predictions: Sequence[Prediction], file_format: str) -> s
         writer.writerow(("image", "rank", *ScoredClass._fields))
         for row in predictions:
             for rank, scored in enumerate(row.classes, 1):
-                writer.writerow((row.image, rank, scored.label, scored.name, f"{scored.probability:.6f}"))
+                names = printable(row.image), rank, scored.label, printable(scored.name)
+                writer.writerow((*names, f"{scored.probability:.6f}"))
         return text.getvalue().rstrip("\n")
     return _table(predictions)
 
@@ -282,7 +295,10 @@ def format_predictions(predictions: Sequence[Prediction], file_format: str) -> s
 def _table(predictions: Sequence[Prediction]) -> str:
     """One line per image: its path, then name and probability of each class, in columns."""
     rows = [
-        [row.image, *(f"{100 * scored.probability:5.1f} % {_shorten(scored.name)}" for scored in row.classes)]
+        [
+            printable(row.image),
+            *(f"{100 * scored.probability:5.1f} % {_shorten(scored.name)}" for scored in row.classes),
+        ]
         for row in predictions
     ]
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -290,4 +306,5 @@ def _table(predictions: Sequence[Prediction]) -> str:
 
 
 def _shorten(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."

@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from focal.checkpoint.files import read_checkpoint
+from focal.errors import printable
 from tests.integration.jobs import job
 from tests.integration.train_jobs import UPDATES_PER_EPOCH, command, losses, make_workplace, records
 
@@ -77,3 +78,32 @@ def test_ctrl_c_saves_and_a_named_checkpoint_resumes(tmp_path):
         assert run.wait(300) == 0, run.output
     assert losses(stopped) + losses(resumed) == losses(whole)
     assert same_state(resumed / "checkpoints" / "last.ckpt", whole / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.slow
+def test_an_unreadable_image_in_val_costs_no_epoch(tmp_path):
+    """The last epoch is saved before the error; repaired and resumed, it is the training that met no such image.
+
+    Files and classes have names of any bytes.
+    """
+    config = make_workplace(tmp_path, epochs=1, graph_mode=1)
+    for split in ("train", "val"):
+        folder = (tmp_path / "data" / split / "3").rename(tmp_path / "data" / split / 'it\'s "三"\n')
+        for number, image in enumerate(sorted(folder.iterdir())):
+            image.rename(folder / os.fsdecode(b"\xff \xe4\xb8\x89'\n%d.png" % number))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    with job(command(config, whole), tmp_path / "whole.log") as run:
+        assert run.wait(300) == 0, run.output
+    image = folder / os.fsdecode(b"\xff \xe4\xb8\x89'\n0.png")
+    content = image.read_bytes()
+    image.write_bytes(content[:40])
+    with job(command(config, broken), tmp_path / "broken.log") as run:
+        assert run.wait(300) == 2 and f"1 image(s) of val cannot be read ({printable(str(image))})" in run.output
+        assert "Traceback" not in run.output, run.output
+    assert read_checkpoint(broken / "checkpoints" / "last.ckpt").meta["progress"]["step"] == UPDATES_PER_EPOCH
+    image.write_bytes(content)
+    with job(command(config, broken, resume="auto"), tmp_path / "resumed.log") as run:
+        assert run.wait(300) == 0, run.output
+    assert losses(broken) == losses(whole) and records(broken, "val") == records(whole, "val")
+    for name in ("checkpoints/last.ckpt", "best/best.ckpt"):
+        assert same_state(broken / name, whole / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -136,6 +137,34 @@ def test_outputs_that_are_not_finite_are_an_error(model_files, image_folder, pre
     write_checkpoint(tmp_path / "nan.ckpt", tensors, make_meta(config, Progress(), 1, 1, NAMES))
     with pytest.raises(UserError, match="000.jpg are not finite"):
         predict(image_folder / "val" / "a", "--pretrained", tmp_path / "nan.ckpt")
+
+
+def test_images_of_any_name_are_predicted_and_named(model_files, image_folder, predict, tmp_path):
+    """JSON has every name as it is; elsewhere a name stays on its line, and what is not text is escaped."""
+    names = ['it\'s a "picture".jpg', "line\nbreak.jpg", "图片.jpg", os.fsdecode(b"\xff.jpg")]
+    shown = ['it\'s a "picture".jpg', r"line\nbreak.jpg", "图片.jpg", r"\udcff.jpg"]
+    folder = tmp_path / "b c"
+    folder.mkdir()
+    for name in (*names, "._hidden.jpg", "notes.txt"):
+        (folder / name).write_bytes((image_folder / "val" / "a" / "000.jpg").read_bytes())
+    (folder / ".trash").mkdir()
+    (folder / ".trash" / "x.jpg").write_bytes(b"")
+    arguments = [folder, "--pretrained", model_files[2] / "model.onnx", "--top_k", 1]
+    code, table, errors = predict(*arguments)
+    assert code == 0 and not errors
+    lines = table.splitlines()
+    assert len(lines) == 4 and all(any(line.startswith(f"{folder}/{name} ") for line in lines) for name in shown)
+    predict(*arguments, "--output", tmp_path / "x.csv")
+    with (tmp_path / "x.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["image"] for row in csv.DictReader(file)} == {f"{folder}/{name}" for name in shown}
+    _, printed, _ = predict(*arguments, "--format", "json")
+    assert {row["image"] for row in json.loads(printed)} == {f"{folder}/{name}" for name in names}
+    model = ["--pretrained", model_files[2] / "model.ckpt", "--features", "pooled", "--output", tmp_path / "x.npy"]
+    assert predict(folder, *model)[0] == 0
+    assert set((tmp_path / "x.txt").read_text(encoding="utf-8").splitlines()) == {f"{folder}/{name}" for name in shown}
+    (folder / names[1]).write_bytes(b"")
+    code, _, errors = predict(*arguments)
+    assert code == 1 and errors == f"error: image: cannot read {folder}/{shown[1]} (empty file)\n"
 
 
 def test_features_are_what_the_network_computes(model_files, image_folder, predict, tmp_path):

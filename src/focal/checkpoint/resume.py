@@ -126,10 +126,11 @@ def _continued_progress(meta: dict[str, Any], config: Config, world_size: int, b
     # Checkpoints of early versions do not say how many micro-batches an epoch had.
     batches_before = meta.get("steps_per_epoch", batches_per_epoch * images // images_before)
     whole_epoch = batches_before // accumulation_before * accumulation_before
-    if progress.micro_batches >= whole_epoch:  # divergence ended it between the last step and the end of the epoch
-        progress.epoch, progress.micro_batches = progress.epoch + 1, 0
+    # Equal, if the evaluation at the end of the epoch failed or the training diverged there: the trainer then ends the
+    # epoch before it goes on. Micro-batches that do not fill a step are never counted.
+    progress.micro_batches = min(progress.micro_batches, whole_epoch)
     if (images, accumulation, batches_per_epoch) != (images_before, accumulation_before, batches_before):
-        # The fraction that is done is less than 1, so at least one step is left.
+        # Rounded down, so a step that is not done in the checkpoint is not skipped.
         steps_per_epoch = batches_per_epoch // accumulation
         done = progress.micro_batches * steps_per_epoch // whole_epoch
         progress.micro_batches = done * accumulation

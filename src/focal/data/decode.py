@@ -6,7 +6,12 @@ import io
 import os
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+# What Pillow may take a file for, whatever its name ends in. Others do more than decode: Pillow starts Ghostscript for
+# PostScript. JPEG includes the MPO files of cameras.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MAX_FILE_BYTES = 1 << 30  # an uncompressed image of 16 bits per channel at Pillow's limit of 178,956,970 pixels
 
 
 class UnreadableImage(Exception):
@@ -18,37 +23,58 @@ def decode_rgb(data: bytes) -> Image.Image:
 
     As in torchvision's and timm's loaders, the EXIF orientation is not applied, alpha is dropped, and CMYK, palette and
     greyscale images are converted. Unlike there, images with 16 bits per channel keep the upper 8 instead of saturating
-    to white.
+    to white, and float images, whose values must lie in 0 .. 1, are scaled to 0 .. 255 instead of becoming black.
 
     Raises:
-        UnreadableImage: the bytes are not an image, or the file is truncated.
+        UnreadableImage: the bytes are not an image of one of `FORMATS`, the file is truncated, its header states more
+            than 178,956,970 pixels (Pillow's limit), or float values are outside 0 .. 1.
     """
     if not data:
         raise UnreadableImage("empty file")
     try:
-        image: Image.Image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.load()
         if image.mode.startswith("I"):
             image = _upper_byte(image)
+        elif image.mode == "F":
+            image = _scaled_from_unit(image)
         return image if image.mode == "RGB" else image.convert("RGB")
+    except UnreadableImage:
+        raise
+    except UnidentifiedImageError as error:  # whose message holds an address in memory
+        raise UnreadableImage(f"not a file of a known format ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise UnreadableImage(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def _upper_byte(image: Image.Image) -> Image.Image:
     """Convert 16-bit greyscale (mode I;16, or I in older versions of Pillow) to 8-bit greyscale."""
-    values = np.asarray(image).astype(np.int64)
-    return Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8))
+    values = np.asarray(image)
+    if values.dtype.itemsize > 2:
+        values = np.clip(values, 0, 65535)
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _scaled_from_unit(image: Image.Image) -> Image.Image:
+    """Convert greyscale of mode F, with values in 0 .. 1, to 8-bit greyscale."""
+    values = np.asarray(image)
+    lowest, highest = float(values.min()), float(values.max())  # nan if any value is
+    if not 0 <= lowest <= highest <= 1:
+        raise UnreadableImage(f"float values from {lowest:g} to {highest:g}, which are read from 0 to 1 only")
+    return Image.fromarray((values * 255 + 0.5).astype(np.uint8))
 
 
 def read_file(path: str) -> bytes:
     """Read a whole file.
 
     Raises:
-        UnreadableImage: the file cannot be opened or read.
+        UnreadableImage: the file cannot be opened or read, or is larger than `MAX_FILE_BYTES`.
     """
     try:
         with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise UnreadableImage(f"{size} bytes, more than the {MAX_FILE_BYTES} that are read")
             return file.read()
     except OSError as error:
         raise UnreadableImage(f"{os.strerror(error.errno) if error.errno else error}") from error

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Optional
 
 from focal.config.schema import Config
-from focal.data.folder import ImageFolder, ImageSource, and_more, class_folders
+from focal.data.folder import ImageFiles, ImageFolder, ImageSource, and_more, class_folders
+from focal.data.label_file import LABEL_FILE, LabelledFolder, find_label_file
 from focal.data.mindrecord import CLASSES_FILE, MindRecordSource, find_shards, read_class_names
 from focal.errors import UserError
 
@@ -28,7 +29,8 @@ class DataLayout:
 
     Attributes:
         class_names: by label.
-        named: False if the names are only the labels' numbers, because MindRecord files came without classes.json.
+        named: False if the names are only the labels' numbers, because MindRecord files or a list of labels came
+            without classes.json.
     """
 
     folder: str
@@ -53,11 +55,11 @@ def check_data(config: Config, data_folder: str, splits: Sequence[str] = ("train
 
     Raises:
         UserError: a folder is missing or cannot be listed; a class has no image, or is in val but not in train; the
-            number of classes differs; the network does not take RGB images.
+            number of classes differs; a list of labels does not fit its images; the network does not take RGB images.
     """
     if config.model.in_channels != 3:
         raise UserError(f"in_channels: {config.model.in_channels}, but images are read as RGB; set --in_channels 3")
-    layout = find_layout(data_folder, splits)
+    layout = find_layout(data_folder, splits, config.model.num_classes)
     found, wanted = len(layout.class_names), config.model.num_classes
     if wanted not in (found, -1):
         raise UserError(
@@ -76,13 +78,15 @@ def with_classes_of(layout: DataLayout, config: Config) -> Config:
     return dataclasses.replace(config, model=model)
 
 
-def find_layout(data_folder: str, splits: Sequence[str] = ("train", "val")) -> DataLayout:
+def find_layout(data_folder: str, splits: Sequence[str] = ("train", "val"), num_classes: int = -1) -> DataLayout:
     """Find the splits of a data folder.
 
     Args:
         data_folder: the folder that holds train/ and val/, each with a folder per class, or train.mindrecord* and
-            val.mindrecord*; they may also be in its sub-folder `imagenet`.
+            val.mindrecord*; they may also be in its sub-folder `imagenet`. Instead of class folders, val/ may hold
+            images with a list of their labels (label_file.py).
         splits: the ones the caller needs.
+        num_classes: how many classes a list of labels means where nothing names them; below 1: the largest label + 1.
 
     Raises:
         UserError: as `check_data`.
@@ -92,7 +96,7 @@ def find_layout(data_folder: str, splits: Sequence[str] = ("train", "val")) -> D
     try:
         for root in _roots(data_folder):
             if all(os.path.isdir(os.path.join(root, split)) for split in splits):
-                return _folder_layout(root, splits)
+                return _folder_layout(root, splits, num_classes)
             if all(find_shards(root, split) for split in splits):
                 return _mindrecord_layout(root, splits)
     except OSError as error:
@@ -128,7 +132,7 @@ def find_class_names(data_folder: str) -> tuple[str, ...]:
     for root in _roots(data_folder):
         for split in ("train", "val"):
             if os.path.isdir(os.path.join(root, split)):
-                return class_folders(os.path.join(root, split))
+                return class_folders(os.path.join(root, split)) or read_class_names(root) or ()
             if find_shards(root, split):
                 return read_class_names(root) or ()
     return ()
@@ -152,25 +156,39 @@ def _mindrecord_layout(root: str, splits: Sequence[str]) -> DataLayout:
     return DataLayout(root, class_names, sources.get("train"), sources.get("val"), named=bool(names))
 
 
-def _folder_layout(root: str, splits: Sequence[str]) -> DataLayout:
-    """Splits with one folder per class; labels follow train's sorted folder names (val's if there is no train)."""
+def _folder_layout(root: str, splits: Sequence[str], num_classes: int) -> DataLayout:
+    """Splits in folders of images; labels follow train's sorted folder names (val's if there is no train)."""
     names_from = os.path.join(root, "train")
     if "train" not in splits and not (os.path.isdir(names_from) and class_folders(names_from)):
         names_from = os.path.join(root, splits[0])
     class_names = class_folders(names_from)
-    sources = {}
-    for split in splits:
-        folder = os.path.join(root, split)
-        found = class_folders(folder)
-        if not found:
-            raise UserError(f"data_url: {folder} holds no class folders; each class needs its own folder in it")
-        unknown = sorted(set(found) - set(class_names))
-        if unknown:
-            raise UserError(
-                f"data_url: class {unknown[0]!r} is in {folder} but not in {names_from}"
-                f"{and_more(unknown)}; remove it there or add it here"
-            )
-        if len(found) < len(class_names):
-            logger.warning("%s has images of %d of the %d classes", folder, len(found), len(class_names))
-        sources[split] = ImageFolder(folder, class_names)
-    return DataLayout(root, class_names, sources.get("train"), sources.get("val"))
+    if not class_names and "train" not in splits:
+        class_names = read_class_names(root) or ()
+    sources = {split: _folder_source(root, split, class_names, names_from, num_classes) for split in splits}
+    named = bool(class_names)
+    if not named:  # a list of labels, whose classes nothing names
+        class_names = tuple(map(str, range(max(num_classes, 1 + int(sources["val"].labels.max())))))
+    return DataLayout(root, class_names, sources.get("train"), sources.get("val"), named)
+
+
+def _folder_source(
+    root: str, split: str, class_names: tuple[str, ...], names_from: str, num_classes: int
+) -> ImageFiles:
+    """The images of one split, in class folders or, of val, with a list of labels."""
+    folder = os.path.join(root, split)
+    found = class_folders(folder)
+    label_file = find_label_file(root) if split == "val" and not found else None
+    if label_file is not None:
+        return LabelledFolder(folder, label_file, len(class_names) or max(num_classes, 0))
+    if not found:
+        labels = f", or {LABEL_FILE} the label of each image" if split == "val" else ""
+        raise UserError(f"data_url: {folder} holds no class folders; each class needs its own folder in it{labels}")
+    unknown = sorted(set(found) - set(class_names))
+    if unknown:
+        raise UserError(
+            f"data_url: class {unknown[0]!r} is in {folder} but not in {names_from}"
+            f"{and_more(unknown)}; remove it there or add it here"
+        )
+    if len(found) < len(class_names):
+        logger.warning("%s has images of %d of the %d classes", folder, len(found), len(class_names))
+    return ImageFolder(folder, class_names)

@@ -23,7 +23,7 @@ from focal.data.sampler import REPLACEMENT, EvalSampler, TrainSampler, generator
 from focal.data.transforms.boxes import Box, box_masks
 from focal.data.transforms.normalize import normalize
 from focal.data.transforms.pipeline import EvalTransforms, TrainTransforms
-from focal.errors import UserError
+from focal.errors import UserError, printable
 
 if TYPE_CHECKING:
     from mindspore.dataset import Dataset
@@ -176,8 +176,8 @@ class TrainData:
             except UnreadableImage:
                 continue
         raise UserError(
-            f"data_url: cannot read {self._source.name(index)} ({reason}), nor {_REPLACEMENTS} others in its place;"
-            " python scripts/check_dataset.py lists what is unreadable"
+            f"data_url: cannot read {printable(self._source.name(index))} ({reason}), nor {_REPLACEMENTS} others in "
+            "its place; python scripts/check_dataset.py lists what is unreadable"
         )
 
     def _report(self, unreadable: np.ndarray, error: str) -> None:
@@ -188,7 +188,7 @@ class TrainData:
             raise UserError(error)
         for name in map(self._source.name, unreadable[unreadable >= 0].tolist()):
             if name not in self.unreadable and len(self.unreadable) < _NAMED_IN_LOG:
-                logger.warning("unreadable training image, another takes its place: %s", name)
+                logger.warning("unreadable training image, another takes its place: %s", printable(name))
             self.unreadable[name] += 1
             self._replaced += 1
 
@@ -272,7 +272,7 @@ def load_eval_image(path: str, config: Config) -> np.ndarray:
     try:
         image = decode_rgb(read_file(path))
     except UnreadableImage as error:
-        raise UserError(f"image: cannot read {path} ({error})") from None
+        raise UserError(f"image: cannot read {printable(path)} ({error})") from None
     EvalTransforms(config.augment, config.data, config.model)(image, pixels)
     return normalize(pixels, config.data)
 

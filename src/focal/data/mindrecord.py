@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image
 
 from focal.data.decode import UnreadableImage, decode_rgb
-from focal.data.folder import ImageFolder, ImageSource, pack_names
+from focal.data.folder import ImageFiles, ImageSource, pack_names
 from focal.errors import UserError
 from focal.files import write_json
 
@@ -156,12 +156,12 @@ def _check_header(header: dict[str, Any], shard: str, shards: list[str]) -> None
         raise UserError(f"data_url: {shard} has no index on `label`; write it with scripts/make_mindrecord.py")
 
 
-def check_output(output: Path, class_names: tuple[str, ...], sources: Mapping[str, ImageFolder]) -> None:
+def check_output(output: Path, class_names: Optional[tuple[str, ...]], sources: Mapping[str, ImageFiles]) -> None:
     """Check, before hours of writing, that splits can be written to `output`; makes the folder and classes.json.
 
     Args:
         output: the folder for the MindRecord files.
-        class_names: by label.
+        class_names: by label; None if they are not known, then there will be no classes.json.
         sources: the images of each split.
 
     Raises:
@@ -178,7 +178,7 @@ def check_output(output: Path, class_names: tuple[str, ...], sources: Mapping[st
         # classes.json without any split is left over from a failed conversion.
         has_split = any(find_shards(str(output), split) for split in ("train", "val"))
         present = read_class_names(str(output)) if has_split else None
-        if present is None:
+        if present is None and class_names is not None:
             write_json(output / CLASSES_FILE, list(class_names), indent=0)
     except OSError as error:
         raise UserError(f"output: {output} cannot be written ({error.strerror or error})") from None
@@ -194,7 +194,7 @@ def _refuse_existing(output: Path, split: str) -> None:
 
 
 def write_mindrecord(
-    source: ImageFolder, output: Path, split: str, shards: int, short_side: Optional[int], workers: int
+    source: ImageFiles, output: Path, split: str, shards: int, short_side: Optional[int], workers: int
 ) -> None:
     """Write one split; if that fails, the files written so far are removed.
 

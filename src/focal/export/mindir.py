@@ -17,7 +17,7 @@ from focal.checkpoint.class_names import ClassNames
 from focal.checkpoint.paths import check_output_file
 from focal.config import Config
 from focal.data import load_eval_image
-from focal.data.folder import IMAGE_EXTENSIONS
+from focal.data.folder import is_image_name
 from focal.errors import UserError, one_line
 from focal.export.description import ModelDescription, describe, from_entries, to_entries
 from focal.export.onnx_graph import import_optional
@@ -69,7 +69,7 @@ def find_images(folder: str, most: int = CHECK_IMAGES) -> list[str]:
         by_folder = []
         for current, subfolders, names in os.walk(root):
             subfolders.sort()
-            images = sorted(name for name in names if Path(name).suffix.lower() in IMAGE_EXTENSIONS)
+            images = sorted(filter(is_image_name, names))
             if images:
                 by_folder.append([os.path.join(current, name) for name in images[:most]])
             if len(by_folder) >= most:

@@ -108,6 +108,8 @@ class Trainer:
             return 0
         self.watch.start()
         try:
+            if self.epoch_is_whole():  # the checkpoint was written because its evaluation failed
+                self.finish_epoch()
             train_step, batches_of = self.prepare()
             for epoch in range(progress.epoch, self.epochs):
                 batches = batches_of(epoch, progress.micro_batches)
@@ -119,7 +121,7 @@ class Trainer:
                     progress.step += 1
                     progress.micro_batches += self.micro_batches_per_step
                     self.log.step(outputs, progress)
-                    if progress.micro_batches == self.steps_per_epoch * self.micro_batches_per_step:
+                    if self.epoch_is_whole():
                         self.finish_epoch()
                     elif self.save_steps_due():
                         self.save()
@@ -168,15 +170,27 @@ class Trainer:
         for batch in self.log.timed(self.stop.guard(self.train_data.epoch(epoch, first))):
             yield tuple(map(Tensor, batch))
 
+    def epoch_is_whole(self) -> bool:
+        """Whether all steps of the current epoch are done, and what follows them is not."""
+        return self.progress.micro_batches == self.steps_per_epoch * self.micro_batches_per_step
+
     def finish_epoch(self) -> None:
-        """After the last step of an epoch: evaluate, log, save."""
+        """After the last step of an epoch: evaluate, log, save.
+
+        If the evaluation fails, the epoch is saved before the error goes on; resuming then begins with the evaluation.
+        """
         progress, run = self.progress, self.config.run
         figures = self.log.take_epoch(progress)
         progress.epoch, progress.micro_batches = progress.epoch + 1, 0
         self.log_unreadable()
         last, results = progress.epoch == self.epochs, ""
         if last or progress.epoch % run.eval_every == 0:
-            results = self.evaluate()
+            try:
+                results = self.evaluate()
+            except Exception:
+                progress.epoch, progress.micro_batches = progress.epoch - 1, self.log.micro_batches_per_epoch
+                self.save()
+                raise
         self.log.epoch_line(figures, results, progress)
         if last or progress.epoch % run.save_every == 0 or self.save_steps_due():
             self.save()

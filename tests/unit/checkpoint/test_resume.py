@@ -123,16 +123,16 @@ def test_the_last_step_of_an_epoch_is_never_skipped(
     assert resumed.position(steps_now) < 2
 
 
-def test_a_whole_epoch_is_resumed_at_the_start_of_the_next(make_config, make_step, tmp_path):
-    """Divergence at the last update of an epoch stops a training before the epoch is counted."""
+def test_a_whole_epoch_is_resumed_at_its_end(make_config, make_step, tmp_path):
+    """A failed evaluation, or divergence at the last step, stops a training before the epoch is counted."""
     config = make_config(accumulation_step=2)
     path = tmp_path / "a.ckpt"
     meta = make_meta(config, Progress(1, 6, 6), 1, 7)  # a seventh micro-batch never fills an update
     write_checkpoint(path, collect_tensors(make_step(config).state(), 1), meta)
     resumed = restore(read_checkpoint(path), make_step(config).state(), config, 1, 7)
-    assert (resumed.epoch, resumed.micro_batches, resumed.step) == (2, 0, 6)
+    assert (resumed.epoch, resumed.micro_batches, resumed.step) == (1, 6, 6)
     resumed = restore(read_checkpoint(path), make_step(config).state(), config, 2, 4)
-    assert (resumed.epoch, resumed.micro_batches, resumed.step) == (2, 0, 4)
+    assert (resumed.epoch, resumed.micro_batches, resumed.step) == (1, 4, 4)
 
 
 def test_progress_of_earlier_versions_is_read(make_config, make_step, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from focal.data.decode import UnreadableImage, decode_rgb, read_file
 
@@ -58,6 +58,46 @@ def test_sixteen_bits_keep_their_upper_byte() -> None:
     assert (decoded == (values >> 8)[:, :, None]).all()
 
 
+def test_thirty_two_bits_are_taken_for_sixteen() -> None:
+    values = np.array([[0, 40000, 70000]], dtype=np.int32)
+    assert np.asarray(decode_rgb(_encoded(Image.fromarray(values), "TIFF")))[0, :, 0].tolist() == [0, 156, 255]
+
+
+def test_float_values_from_0_to_1_fill_the_range() -> None:
+    values = np.array([[0, 0.25, 0.5, 1]], dtype=np.float32)
+    assert np.asarray(decode_rgb(_encoded(Image.fromarray(values), "TIFF")))[0, :, 1].tolist() == [0, 64, 128, 255]
+
+
+@pytest.mark.parametrize("value", (-0.1, 1.5, 200, np.nan, np.inf))
+def test_other_float_values_are_refused_with_the_reason(value: float) -> None:
+    values = np.array([[0, 0.5, value]], dtype=np.float32)
+    with pytest.raises(UnreadableImage, match="float values from .* to .*, which are read from 0 to 1 only"):
+        decode_rgb(_encoded(Image.fromarray(values), "TIFF"))
+
+
+def test_camera_file_of_several_jpegs_gives_the_first(picture: Image.Image) -> None:
+    data = _encoded(picture, "MPO", save_all=True, append_images=[Image.new("RGB", (20, 12))])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert decode_rgb(data).tobytes() == decode_rgb(_encoded(picture, "JPEG")).tobytes()
+
+
+def test_postscript_is_refused_before_ghostscript_starts(picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *arguments: started.append(1) or picture.im)
+    data = _encoded(picture, "EPS")
+    Image.open(io.BytesIO(data)).load()
+    assert started == [1], "what Pillow does where formats are not named"
+    with pytest.raises(UnreadableImage, match="not a file of a known format"):
+        decode_rgb(data)
+    assert started == [1]
+
+
+@pytest.mark.parametrize("kind", ("TGA", "PCX", "ICO"))
+def test_formats_that_no_extension_stands_for_are_refused(picture: Image.Image, kind: str) -> None:
+    with pytest.raises(UnreadableImage, match="not a file of a known format"):
+        decode_rgb(_encoded(picture, kind))
+
+
 def test_black_and_white_image_becomes_rgb() -> None:
     assert decode_rgb(_encoded(Image.new("1", (3, 3), 1), "PNG")).getpixel((1, 1)) == (255, 255, 255)
 
@@ -77,7 +117,8 @@ def test_animation_gives_its_first_frame(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"), [(b"", "empty file"), (b"this is a text file\n", "UnidentifiedImageError")]
+    ("data", "reason"),
+    [(b"", "empty file"), (b"this is a text file\n", r"not a file of a known format \(BMP, GIF, JPEG")],
 )
 def test_bytes_that_are_not_an_image_are_unreadable(data: bytes, reason: str) -> None:
     with pytest.raises(UnreadableImage, match=reason) as caught:
@@ -91,6 +132,13 @@ def test_truncated_file_is_unreadable(picture: Image.Image, kind: str, fraction:
     data = _encoded(picture.resize((200, 120)), kind)
     with pytest.raises(UnreadableImage):
         decode_rgb(data[: int(len(data) * fraction)])
+
+
+def test_file_of_more_than_a_gibibyte_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "large.png", "wb") as file:
+        file.truncate(2**30 + 1)  # sparse: takes no room
+    with pytest.raises(UnreadableImage, match="1073741825 bytes, more than"):
+        read_file(str(tmp_path / "large.png"))
 
 
 def test_missing_file_and_folder_are_unreadable(tmp_path: Path) -> None:

@@ -112,13 +112,16 @@ def test_evaluation_ignores_an_empty_train_folder(own_folder: Path, make_config:
     assert check_data(make_config(), str(own_folder), splits=("val",)).class_names == ("a", "b", "c")
 
 
-def test_sub_folders_belong_to_their_class_and_other_files_are_ignored(
+def test_sub_folders_belong_to_their_class_and_other_and_hidden_files_are_ignored(
     own_folder: Path, make_config: MakeConfig
 ) -> None:
     (own_folder / "train" / ".cache").mkdir()
     (own_folder / "train" / "a" / "more").mkdir()
     (own_folder / "train" / "a" / "000.jpg").rename(own_folder / "train" / "a" / "more" / "X.JPEG")
     (own_folder / "train" / "a" / "list.txt").write_text("")
+    (own_folder / "train" / "a" / "._000.jpg").write_bytes(b"left by macOS")
+    (own_folder / "train" / "a" / ".trash").mkdir()
+    (own_folder / "train" / "a" / ".trash" / "000.jpg").write_bytes(b"")
     layout = check_data(make_config(), str(own_folder))
     assert len(layout.train) == 22
     assert layout.train.name(7) == str(own_folder / "train" / "a" / "more" / "X.JPEG")

@@ -12,6 +12,7 @@ from focal.checkpoint.resume import Progress
 from focal.checkpoint.series import BestCheckpoints
 from focal.distributed.device import Device
 from focal.distributed.signals import StopSignals
+from focal.errors import UserError
 from focal.trainers import trainer as training_module
 from focal.trainers.train_one_step import OUTPUTS
 from focal.trainers.trainer import Outputs, Trainer
@@ -73,6 +74,21 @@ def test_a_checkpoint_is_saved_at_the_end_of_every_epoch(run):
 def test_save_steps_keeps_counting_where_an_epoch_ends(run):
     assert run(save_steps=4, save_every=3)[0] == [(4, 0), (8, 0), (12, 0)]
     assert run(save_steps=3, save_every=3)[0] == [(3, 3), (6, 2), (9, 1), (12, 0)]
+
+
+def test_a_failed_evaluation_saves_the_epoch_first_and_is_made_up_for(run, monkeypatch):
+    def fail(trainer):
+        raise UserError("evaluation: 1 image(s) of val cannot be read")
+
+    progress, saved, evaluated = Progress(), [], []
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be read"):
+        patch.setattr(Trainer, "evaluate", fail)
+        patch.setattr(Trainer, "save", lambda self: saved.append((self.progress.epoch, self.progress.micro_batches)))
+        run(progress)
+    assert saved == [(0, 4)]
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: evaluated.append(self.progress.epoch) or "")
+    saved, steps, progress = run(progress)
+    assert evaluated == [1, 2, 3] and saved == [(4, 0), (8, 0), (12, 0)] and steps == 8
 
 
 def test_nothing_is_saved_twice(run):

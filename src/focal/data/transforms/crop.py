@@ -9,6 +9,7 @@ from PIL import Image
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _ATTEMPTS = 10
+_LONGEST_RESIZED = 50  # times the shorter side: up to here the whole image is resized before the centre crop
 
 
 def draw_interpolation(interpolation: str, rng: np.random.Generator) -> Image.Resampling:
@@ -46,9 +47,9 @@ def draw_crop(
 def _centre_box(width: int, height: int, aspect: tuple[float, ...]) -> tuple[int, int, int, int]:
     box_width, box_height = width, height
     if width / height < aspect[0]:
-        box_height = min(height, round(width / aspect[0]))
+        box_height = max(1, min(height, round(width / aspect[0])))
     elif width / height > aspect[1]:
-        box_width = min(width, round(height * aspect[1]))
+        box_width = max(1, min(width, round(height * aspect[1])))
     left, top = (width - box_width) // 2, (height - box_height) // 2
     return left, top, left + box_width, top + box_height
 
@@ -63,15 +64,34 @@ def resized_crop(
 def eval_crop(
     image: Image.Image, image_hw: tuple[int, int], crop_ratio: float, resample: Image.Resampling
 ) -> Image.Image:
-    """Resize as `eval_resize` says, then crop the centre to (height, width)."""
+    """Resize as `eval_resize` says, then crop the centre to (height, width).
+
+    If the longer side is more than 50 times the shorter one, only the part that the crop shows is resized: the whole of
+    1 x 60,000 pixels would take 16 GB. Values then differ slightly, because Pillow rounds the box to float32 and may
+    resize the other direction first.
+    """
     height, width = image_hw
     scaled = eval_resize(image.size, image_hw, crop_ratio)
-    if image.size != scaled:
-        image = image.resize(scaled, resample)
     # As torchvision does, with Python's round, which rounds half to even.
     left = round((scaled[0] - width) / 2.0)
     top = round((scaled[1] - height) / 2.0)
-    return image.crop((left, top, left + width, top + height))
+    box = (left, top, left + width, top + height)
+    if max(scaled) > _LONGEST_RESIZED * min(scaled):
+        return _resized_part(image, scaled, box, resample)
+    if image.size != scaled:
+        image = image.resize(scaled, resample)
+    return image.crop(box)
+
+
+def _resized_part(
+    image: Image.Image, scaled: tuple[int, int], box: tuple[int, int, int, int], resample: Image.Resampling
+) -> Image.Image:
+    """The part `box` of what `image` would be after a resize to `scaled` (width, height)."""
+    scale_x, scale_y = image.width / scaled[0], image.height / scaled[1]
+    left, top, right, bottom = box
+    # Pillow refuses a box that rounding has moved out of the image.
+    end_x, end_y = min(right * scale_x, image.width), min(bottom * scale_y, image.height)
+    return image.resize((right - left, bottom - top), resample, box=(left * scale_x, top * scale_y, end_x, end_y))
 
 
 def eval_resize(size: tuple[int, int], image_hw: tuple[int, int], crop_ratio: float) -> tuple[int, int]:

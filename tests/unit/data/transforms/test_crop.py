@@ -11,6 +11,7 @@ from scipy import stats
 from sklearn.datasets import load_sample_image
 
 from focal.data.sampler import SAMPLE, generator
+from focal.data.transforms import crop
 from focal.data.transforms.crop import draw_crop, draw_interpolation, eval_crop, eval_resize, resized_crop
 
 SCALE, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -95,6 +96,20 @@ def test_eval_crop_equals_torchvision(photo: Image.Image, size: tuple[int, int],
     found = eval_crop(image, (side, side), crop_ratio, BICUBIC)
     assert found.size == (side, side)
     assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("size", [(6, 600), (600, 6), (6, 301)])
+@pytest.mark.parametrize("image_hw", [(64, 64), (48, 64)])
+def test_eval_crop_of_an_extreme_shape_shows_what_the_whole_would(
+    photo: Image.Image, size: tuple[int, int], image_hw: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to two of 255, from the float32 box and the order of the directions."""
+    image = photo.resize(size, BICUBIC)
+    found = np.asarray(eval_crop(image, image_hw, 0.875, BICUBIC)).astype(int)
+    monkeypatch.setattr(crop, "_LONGEST_RESIZED", 10**6)
+    expected = np.asarray(eval_crop(image, image_hw, 0.875, BICUBIC))
+    assert found.shape == (*image_hw, 3)
+    assert np.abs(found - expected).max() <= 2 and np.abs(found - expected).mean() < 0.3
 
 
 @pytest.mark.parametrize("size", [(640, 427), (427, 640), (100, 900), (64, 64)])
