@@ -81,7 +81,7 @@ def writing(key: str, path: Union[Path, str]) -> Iterator[None]:
         yield
     except OSError as error:
         name, reason = error.filename or path, error.strerror or error
-        raise UserError(f"{key}: {name} cannot be written ({reason}); change that, or give another {key}") from None
+        raise UserError(f"{key}: {name} cannot be written ({reason}); make it writable or give another {key}") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -69,7 +69,8 @@ def write_checkpoint(
     texts = {} if meta is None else {META: json.dumps({"format": META_FORMAT, **meta})}
     with atomic_write(path, before_replace) as temporary:
         try:
-            ms.save_checkpoint(entries, str(temporary), append_dict=texts, crc_check=True)
+            with _quiet_mindspore():
+                ms.save_checkpoint(entries, str(temporary), append_dict=texts, crc_check=True)
             os.chmod(temporary, 0o644)  # save_checkpoint leaves 0400, which nobody could overwrite or share
         except OSError:
             raise

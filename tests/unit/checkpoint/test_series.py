@@ -170,6 +170,39 @@ print("went on", sorted(path.name for path in folder.iterdir()))
     assert "ERROR:focal:checkpoint not saved, training continues" in done.stdout
 
 
+ON_A_SMALL_DISK = """
+import logging, os, sys
+import numpy as np
+from pathlib import Path
+from focal.checkpoint.series import LastCheckpoints
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+meta = {"progress": {}, "config": {"batch_size": 4, "accumulation_step": 1}, "world_size": 1}
+last, sizes = LastCheckpoints(Path(sys.argv[1]) / "checkpoints", 3), (20_000, 20_000, 50_000, 20_000)
+saved = [last.save({"w": np.ones(size, np.float32), "optimizer.step": np.int32(1)}, meta) for size in sizes]
+print(saved, sorted(os.listdir(last.folder)), last.newest().tensors["w"].size)
+(Path(sys.argv[1]) / "filler").write_bytes(b"x" * os.statvfs(sys.argv[1]).f_bavail * os.statvfs(sys.argv[1]).f_bsize)
+print(last.save({"w": np.ones(10, np.float32), "optimizer.step": np.int32(1)}, meta), sorted(os.listdir(last.folder)))
+"""
+
+
+def test_a_really_full_disk_keeps_what_was_saved_and_leaves_no_parts(tmp_path):
+    """A file system of 300 kB, mounted in a name space of its own that ends with the process."""
+    mount = f"mount -t tmpfs -o size=300k none {tmp_path} && exec "
+    in_name_space = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    try:
+        possible = subprocess.run([*in_name_space, mount + "true"], timeout=60, capture_output=True).returncode == 0
+    except OSError:
+        possible = False
+    if not possible:
+        pytest.skip("this system does not let its users mount a tmpfs (unshare --user --mount)")
+    line = [*in_name_space, mount + '"$@"', "sh", sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path)]
+    done = subprocess.run(line, cwd=REPOSITORY / "src", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[True, True, False, True] ['last.1.ckpt', 'last.2.ckpt', 'last.ckpt'] 20000" in done.stdout
+    assert "False ['last.1.ckpt', 'last.2.ckpt', 'last.ckpt']" in done.stdout
+    assert done.stdout.count("checkpoint not saved, training continues") == 2 and "CRITICAL" not in done.stderr
+
+
 def test_the_best_checkpoints_are_ordered_by_score(tmp_path):
     best = BestCheckpoints(tmp_path, keep=2)
     ranks = [
