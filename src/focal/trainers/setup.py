@@ -128,7 +128,8 @@ def _find_checkpoint(config: Config, output_folder: str) -> Optional[Checkpoint]
 def _start_from(checkpoint: Optional[Checkpoint], output_folder: str, keep: int) -> None:
     """Make `checkpoint` the one that `--resume auto` finds, even if this training never saves another."""
     last = LastCheckpoints(Path(output_folder) / "checkpoints", keep)
-    newer = None if checkpoint is None else last.newer_than(checkpoint.path)
+    with writing("train_url", last.folder):
+        newer = None if checkpoint is None else last.newer_than(checkpoint.path)
     if newer is not None:
         set_newer_checkpoints_aside(output_folder, newer)
         return
