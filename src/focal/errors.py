@@ -11,7 +11,8 @@ class UserError(ValueError):
 
 
 def run_main(main: Callable[[], Optional[int]]) -> None:
-    """Run an entry script's `main`; a `UserError` becomes one line on stderr and exit code 2.
+    """Run an entry script's `main`; a `UserError` becomes one line on stderr and exit code 2, and so does a locale
+    that cannot represent a path.
 
     Any other exception keeps its traceback: it is a defect, not a mistake of the user. Ctrl-C exits with 130.
     """
@@ -19,6 +20,12 @@ def run_main(main: Callable[[], Optional[int]]) -> None:
         code = main()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
+        code = 2
+    except UnicodeEncodeError as error:  # only a locale without UTF-8 lacks characters for the name of a file
+        if error.encoding.lower().replace("-", "") == "utf8":
+            raise
+        hint = "set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+        sys.stderr.write(f"error: this locale ({error.encoding}) cannot represent {error.object!a}; {hint}\n")
         code = 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

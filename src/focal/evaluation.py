@@ -107,7 +107,7 @@ def evaluate(
     Raises:
         UserError: an image could not be read, and `skip_unreadable` is off; or none is left.
     """
-    start = first_done = time.time()
+    start = first_done = time.monotonic()
     eval_step.set_train(False)
     sums, first_images = np.zeros(4, np.float64), 0.0
     for step, (images, labels, valid) in enumerate(guard(data)):
@@ -117,8 +117,8 @@ def evaluate(
         if predictions is not None and logits is not None:
             predictions.add(step, labels, valid, logits.asnumpy())
         if not first_images:
-            first_images, first_done = sums[3], time.time()
-    seconds, seconds_after_first = time.time() - start, time.time() - first_done
+            first_images, first_done = sums[3], time.monotonic()
+    seconds, seconds_after_first = time.monotonic() - start, time.monotonic() - first_done
     fraction_after_first = 1 - first_images / sums[3] if sums[3] else 0.0
     sums = _add_over_ranks(sums)
     _check_unreadable(data, skip_unreadable)

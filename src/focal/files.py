@@ -1,14 +1,22 @@
-"""Files that are either whole or absent: the one atomic write of this project, and small JSON files on top of it."""
+"""Files that are either whole or absent: the one atomic write of this project, and small JSON files on top of it.
+
+Also the one way to read a file of JSON lines whose end a crash may have damaged.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
+
+from focal.errors import UserError
+
+logger = logging.getLogger("focal")
 
 _TEMPORARY = ".partial."  # starts the name of a file or folder that is being written
 
@@ -51,6 +59,31 @@ def is_temporary(path: Path) -> bool:
     return any(part.startswith(_TEMPORARY) for part in path.parts)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed writers have left in `folder`; nobody may be writing there now."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+@contextlib.contextmanager
+def writing(key: str, path: Union[Path, str]) -> Iterator[None]:
+    """Turn an OSError in the block into one that users understand.
+
+    Args:
+        key: the setting that names the place.
+        path: the place, for errors that do not name a file themselves.
+
+    Raises:
+        UserError: something could not be written: no permission, no space, no free inode, too many open files.
+    """
+    try:
+        yield
+    except OSError as error:
+        name, reason = error.filename or path, error.strerror or error
+        raise UserError(f"{key}: {name} cannot be written ({reason}); make it writable or give another {key}") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     with atomic_write(path) as temporary:
@@ -70,14 +103,30 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file, without a line that a crash has truncated; empty if there is no file."""
+def read_json_lines(path: Path, numbers: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Objects of a JSON-lines file; empty if there is no file.
+
+    Lines that a crash has damaged are left out, and one warning says how many there were.
+
+    Args:
+        numbers: keys that must hold a number in a whole record.
+    """
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
+    records, damaged = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # no JSON, or bytes that are no text
+            record = None
+        if isinstance(record, dict) and all(isinstance(record.get(key), (int, float)) for key in numbers):
+            records.append(record)
+        else:
+            damaged.append(number)
+    if damaged:
+        logger.warning("%s: %d damaged line(s) left out, the first is line %d", path, len(damaged), damaged[0])
     return records
 
 

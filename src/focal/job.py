@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING, Callable
 
+from focal.checkpoint.folder_lock import lock_folder
 from focal.checkpoint.paths import check_input_files
 from focal.config import Config, ConfigError, config_from_command_line, for_one_process
 from focal.distributed.signals import StopSignals
@@ -49,7 +51,7 @@ def run_job(
         work: what each worker does; returns the exit code.
         check: refuses a configuration, before anything slow is done.
         stop_at_once: a signal ends the process instead of asking `work` to stop.
-        log_to_file: each rank keeps a log in train_url.
+        log_to_file: each rank keeps a log in train_url, which is locked against other such jobs.
 
     Returns:
         The exit code of the script.
@@ -58,6 +60,7 @@ def run_job(
     # until the command line is known to be right.
     with StopSignals(stop_at_once) as stop:
         from focal.cloud.storage import on_cloud_platform, resolve_output_folder, send_unsent_results
+        from focal.distributed.environment import detect_launch
         from focal.distributed.launcher import is_worker, launch
 
         in_cloud = on_cloud_platform()
@@ -67,6 +70,9 @@ def run_job(
             raise ConfigError("dry_run: True cannot count the data of a cloud job without copying it; leave it out")
         if not (in_cloud or config.run.run_openi):
             check_input_files(config.run, config.data)
+        # The first process of a job takes the lock, before anything slow starts; of several servers, the first does.
+        if log_to_file and not config.run.dry_run and not config.run.node_rank and detect_launch(os.environ) is None:
+            lock_folder(resolve_output_folder(config))
         if is_worker(config.run) or config.run.dry_run:
             return _run_worker(config, unknown_arguments, stop, work, log_to_file)
         if stop.received:
@@ -88,7 +94,10 @@ def _run_worker(
 
     dry_run = config.run.dry_run  # starts no workers, whatever device_num says, and writes nothing
     device = setup_device(for_one_process(config).run if dry_run else config.run)
-    setup_logging(device.rank, resolve_output_folder(config) if log_to_file and not dry_run else None)
+    output_folder = resolve_output_folder(config) if log_to_file and not dry_run else None
+    if output_folder is not None and device.is_main:
+        lock_folder(output_folder)  # not yet locked if msrun or a platform has started the ranks
+    setup_logging(device.rank, output_folder)
     check_versions()
     if device.jit_level:
         logger.info("jit_level %s (setting: %s)", device.jit_level, config.run.jit_level)

@@ -84,6 +84,29 @@ def test_a_mistake_is_reported_in_one_line(script, flags, named):
     print(f"{seconds:.1f} s: {errors[0]}")
 
 
+@pytest.mark.parametrize("device_num", [1, 2])
+def test_a_second_training_in_a_folder_is_refused_before_it_writes_anything(tmp_path, device_num):
+    """Two of them started with `--resume auto` by a scheduler too early, for example."""
+    (tmp_path / "metrics.jsonl").write_text("records\n")
+    program = (
+        "import sys, time; from focal.checkpoint.folder_lock import lock_folder; lock_folder(sys.argv[1]); print(1)"
+    )
+    hold = [sys.executable, "-u", "-c", f"{program}; time.sleep(300)", str(tmp_path)]
+    with subprocess.Popen(hold, cwd=REPOSITORY / "src", stdout=subprocess.PIPE) as first:
+        try:
+            assert first.stdout.readline() == b"1\n"
+            before = sorted(tmp_path.rglob("*"))
+            line = [sys.executable, "train.py", "--train_url", str(tmp_path), "--data_url", "tests", "--resume", "auto",
+                    "--device_target", "CPU", "--amp_level", "O0", "--device_num", str(device_num)]  # fmt: skip
+            done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+        finally:
+            first.kill()
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert f"is in use by another training (process {first.pid} on " in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.slow
 def test_a_training_can_be_evaluated_and_fine_tuned(tmp_path):
     """One training; eval.py on its best checkpoint; then its weights under another number of classes."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from focal.errors import one_line
+import pytest
+
+from focal.errors import one_line, run_main
 
 
 def test_a_message_of_several_lines_becomes_one() -> None:
@@ -16,3 +18,21 @@ def test_an_error_without_a_message_is_named_by_its_type() -> None:
 def test_mindspores_call_stack_and_what_is_too_long_are_left_out() -> None:
     assert one_line(RuntimeError("no space\n\n--------\n- C++ Call Stack\n--------\nfile.cc:1")) == "no space"
     assert one_line(ValueError("x" * 1000), most=10) == "x" * 10
+
+
+def test_a_locale_that_lacks_characters_of_a_path_is_one_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        "/data/\u4e2d".encode("ascii")
+        return 0
+
+    with pytest.raises(SystemExit) as end:
+        run_main(main)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: this locale (ascii) cannot represent '/data/\\u4e2d'; set LC_ALL=C.UTF-8 or PYTHONUTF8=1\n"
+    )
+
+
+def test_a_text_that_is_not_unicode_is_a_defect_and_keeps_its_traceback() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        run_main(lambda: len("\udcff".encode()))

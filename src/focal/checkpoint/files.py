@@ -14,6 +14,7 @@ import dataclasses
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -31,11 +32,12 @@ META = "focal.meta"
 META_FORMAT = 1
 ENTRIES = "focal.entries"
 _OWN_ENTRIES = (EMA_PREFIX, RANDOM_COUNTER, "optimizer.step")  # start names that only our trainings write
-_CRC_MARK, _CRC_LENGTH = b"crc_num", 17  # how MindSpore ends a file that carries a checksum
+_CRC_MARK, _CRC_LENGTH = b"crc_num", 17  # MindSpore ends a file with this mark and, in 10 bytes, its CRC-32
+_CHUNK = 1 << 20  # bytes read at a time for the checksum
 
 
 class CheckpointError(UserError):
-    """A file is missing or is not a whole checkpoint; the message names it and gives the reason."""
+    """A file is missing, unreadable or not a whole checkpoint; the message names it and gives the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,8 @@ def write_checkpoint(
     texts = {} if meta is None else {META: json.dumps({"format": META_FORMAT, **meta})}
     with atomic_write(path, before_replace) as temporary:
         try:
-            ms.save_checkpoint(entries, str(temporary), append_dict=texts, crc_check=True)
+            with _quiet_mindspore():
+                ms.save_checkpoint(entries, str(temporary), append_dict=texts, crc_check=True)
             os.chmod(temporary, 0o644)  # save_checkpoint leaves 0400, which nobody could overwrite or share
         except OSError:
             raise
@@ -84,21 +87,28 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and verify that it is whole.
 
     Raises:
-        CheckpointError: the file does not exist, or is not a whole checkpoint.
+        CheckpointError: the file does not exist, cannot be read, or is not a whole checkpoint.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise CheckpointError(f"checkpoint: {path} is a folder; name a file in it, e.g. {path}/checkpoints/last.ckpt")
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint: {path} does not exist")
+    try:
+        found = _checksums(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint: {path} does not exist") from None
+    except OSError as error:
+        raise CheckpointError(f"checkpoint: {path} cannot be read ({error.strerror or error})") from None
     if path.suffix != ".ckpt":  # load_checkpoint insists
         raise CheckpointError(f"checkpoint: {path} is not a MindSpore checkpoint: its name does not end in .ckpt")
-    has_checksum = _ends_with_checksum(path)
+    has_checksum = found is not None
+    if found is not None and found[0] != found[1]:
+        raise CheckpointError(f"checkpoint: {path} is damaged: its contents do not have the checksum at its end")
     try:
         with _quiet_mindspore():
-            loaded = ms.load_checkpoint(str(path), crc_check=has_checksum)
-    except Exception as error:  # protobuf, checksum, permissions: the user's remedy is the same
-        raise CheckpointError(f"checkpoint: {path} is not a whole MindSpore checkpoint ({one_line(error)})") from None
+            loaded = ms.load_checkpoint(str(path))
+    except Exception as error:  # MindSpore's own messages guess at permissions; the cause below them is what happened
+        reason = one_line(error.__cause__ or error)
+        raise CheckpointError(f"checkpoint: {path} is damaged or not a MindSpore checkpoint ({reason})") from None
     text, entries = loaded.pop(META, None), loaded.pop(ENTRIES, None)
     # A file that is cut between two entries still parses, but has lost the metadata and the checksum at its end.
     if entries is not None and int(entries) != len(loaded):
@@ -122,11 +132,21 @@ def _parse_meta(text: str, path: Path) -> dict[str, Any]:
     return meta
 
 
-def _ends_with_checksum(path: Path) -> bool:
-    size = path.stat().st_size
+def _checksums(path: Path) -> Optional[tuple[int, int]]:
+    """The CRC-32 at the end of a file and that of what lies before it; None if the file carries none."""
     with path.open("rb") as file:
-        file.seek(max(size - _CRC_LENGTH, 0))
-        return file.read(len(_CRC_MARK)) == _CRC_MARK
+        left = file.seek(0, os.SEEK_END) - _CRC_LENGTH
+        file.seek(max(left, 0))
+        end = file.read(_CRC_LENGTH)
+        if not end.startswith(_CRC_MARK):
+            return None
+        file.seek(0)
+        actual = 0
+        while left > 0:
+            chunk = file.read(min(_CHUNK, left))
+            actual = zlib.crc32(chunk, actual)
+            left -= len(chunk) or left
+        return int.from_bytes(end[len(_CRC_MARK) :], "big"), actual
 
 
 @contextlib.contextmanager

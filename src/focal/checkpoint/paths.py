@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
 from focal.config.schema import DataConfig, RunConfig
 from focal.errors import UserError
+from focal.files import writing
 
 logger = logging.getLogger("focal")
 
@@ -33,11 +37,15 @@ def check_checkpoint_files(run: RunConfig) -> None:
     for key, path in (("pretrained", run.pretrained), ("resume", run.resume)):
         if path is None or (key == "resume" and path == "auto"):
             continue
-        if Path(path).is_dir():
+        if os.path.isdir(path):
             raise UserError(f"{key}: {path} is a folder; name a checkpoint in it, e.g. checkpoints/last.ckpt")
-        if not Path(path).is_file():
+        try:
+            open(path, "rb").close()
+        except (FileNotFoundError, NotADirectoryError):
             hint = "; --resume auto takes the newest one in train_url" if key == "resume" else ""
-            raise UserError(f"{key}: {path} does not exist{hint}")
+            raise UserError(f"{key}: {path} does not exist{hint}") from None
+        except OSError as error:
+            raise UserError(f"{key}: {path} cannot be read ({error.strerror or error})") from None
 
 
 def check_output_file(key: str, path: str) -> None:
@@ -65,6 +73,10 @@ def folder_for_earlier_results(folder: str) -> Optional[Path]:
     has_records = metrics.is_file() and metrics.stat().st_size > 0
     if not has_records and not any((Path(folder) / name).is_dir() for name in ("checkpoints", "best")):
         return None
+    return _free_folder(folder)
+
+
+def _free_folder(folder: str) -> Path:
     number = 1
     while (Path(folder) / f"earlier-{number}").exists():
         number += 1
@@ -76,8 +88,28 @@ def set_aside_earlier_results(folder: str) -> None:
     aside = folder_for_earlier_results(folder)
     if aside is None:
         return
-    aside.mkdir()
-    for name in RESULTS:
-        if (Path(folder) / name).exists():
-            (Path(folder) / name).rename(aside / name)
+    with writing("train_url", aside):
+        aside.mkdir()
+        for name in RESULTS:
+            if (Path(folder) / name).exists():
+                (Path(folder) / name).rename(aside / name)
     logger.warning("%s held an earlier training, now in %s; --resume auto continues one", folder, aside)
+
+
+def set_newer_checkpoints_aside(folder: str, newer: Sequence[Path]) -> None:
+    """Move checkpoints that a training does not continue from out of its way, with a copy of the records so far.
+
+    `--resume auto` would otherwise go back to them if the training is killed before it saves its first checkpoint.
+    """
+    if not newer:
+        return
+    aside = _free_folder(folder)
+    with writing("train_url", aside):
+        (aside / "checkpoints").mkdir(parents=True)
+        records = Path(folder) / "metrics.jsonl"
+        if records.is_file():
+            shutil.copyfile(records, aside / records.name)
+        for path in newer:
+            path.rename(aside / "checkpoints" / path.name)
+    names = ", ".join(path.name for path in newer)
+    logger.warning("not continued from here, and therefore moved to %s: %s", aside / "checkpoints", names)

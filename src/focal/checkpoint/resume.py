@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 from typing import Any, Optional
 
 import mindspore as ms
 from mindspore import Tensor
 
 from focal.checkpoint.class_names import ClassNames
-from focal.checkpoint.files import EMA_PREFIX, Checkpoint
+from focal.checkpoint.files import EMA_PREFIX, Checkpoint, CheckpointError
 from focal.checkpoint.train_state import TrainState
 from focal.checkpoint.weights import refresh_tables
 from focal.config import Config, ConfigError, load_config, to_flat_dict
@@ -65,6 +66,47 @@ def make_meta(
     }
 
 
+def check_state(checkpoint: Checkpoint) -> None:
+    """Check that a checkpoint holds the state of a training, and that its metadata can be what a training has written.
+
+    Raises:
+        CheckpointError: it does not, with the way out or the entry that cannot be right.
+    """
+    path, meta = checkpoint.path, checkpoint.meta
+    if meta is None or "optimizer.step" not in checkpoint.tensors:
+        raise CheckpointError(
+            f"resume: {path} holds weights only; resume from checkpoints/last.ckpt, or start a new training with "
+            "--pretrained"
+        )
+    fault = _fault_of(meta)
+    if fault is not None:
+        raise CheckpointError(f"resume: {path} has metadata that no training of this version writes: {fault}")
+
+
+def _fault_of(meta: dict[str, Any]) -> Optional[str]:
+    progress, config, names = meta.get("progress"), meta.get("config"), meta.get("class_names")
+    if not isinstance(progress, dict) or not isinstance(config, dict):
+        return "progress or config is missing"
+    progress = {_EARLIER_NAMES.get(name, name): value for name, value in progress.items()}
+    fields = {field.name for field in dataclasses.fields(Progress)}
+    unknown = sorted(progress.keys() - fields)
+    if unknown:
+        return f"progress.{unknown[0]}"
+    best = progress.pop("best_top1", -1.0)
+    if not isinstance(best, (int, float)) or not math.isfinite(best):
+        return f"progress.best_top1 is {best!r}"
+    counts = {f"progress.{name}": (value, 0) for name, value in progress.items()}
+    counts.update({f"config.{name}": (config.get(name), 1) for name in ("batch_size", "accumulation_step")})
+    counts["world_size"] = (meta.get("world_size"), 1)
+    counts["steps_per_epoch"] = (meta.get("steps_per_epoch", 1), 1)
+    for name, (value, least) in counts.items():
+        if type(value) is not int or value < least:  # True is not a count
+            return f"{name} is {value!r}"
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return f"class_names is {names!r}"
+    return None
+
+
 def changed_settings(saved: dict[str, Any], config: Config) -> list[str]:
     """`key: old -> new` for every setting that affects the training and differs from the one in a checkpoint.
 
@@ -93,7 +135,7 @@ def restore(
     at the same fraction of the epoch.
 
     Args:
-        checkpoint: with metadata.
+        checkpoint: accepted by `check_state`.
         state: of a training step made from the same configuration.
         world_size: devices of the present job.
         batches_per_epoch: micro-batches per epoch and rank in the present job.

@@ -25,6 +25,8 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from focal.checkpoint.files import Checkpoint, CheckpointError, read_checkpoint, write_checkpoint
+from focal.checkpoint.resume import check_state
+from focal.errors import one_line
 
 logger = logging.getLogger("focal")
 
@@ -47,12 +49,17 @@ class _Series:
         return self.folder / _file_name(self.stem, number)
 
     def existing(self) -> dict[int, Path]:
-        """The files that exist, by number and in its order, however many were kept when they were written."""
+        """The files that exist, by number and in its order, however many were kept when they were written.
+
+        Raises:
+            OSError: the folder is there but cannot be listed.
+        """
         found: dict[int, Path] = {}
-        for path in self.folder.glob(f"{self.stem}*.ckpt"):
-            middle = path.name[len(self.stem) : -len(".ckpt")].lstrip(".") or "0"
-            if middle.isdecimal() and path == self.path(int(middle)):
-                found[int(middle)] = path
+        names = os.listdir(self.folder) if self.folder.exists() else []
+        for name in names:
+            middle = name[len(self.stem) : -len(".ckpt")].lstrip(".") or "0"
+            if middle.isdecimal() and name == _file_name(self.stem, int(middle)):
+                found[int(middle)] = self.folder / name
         return dict(sorted(found.items()))
 
     def _insert(self, number: int, free: int, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
@@ -71,7 +78,10 @@ class _Series:
 
         write_checkpoint(self.path(number), tensors, meta, make_room)
         for surplus in [path for other, path in self.existing().items() if other >= self.keep]:
-            surplus.unlink()
+            try:
+                surplus.unlink()
+            except OSError as error:  # a folder of that name, for example
+                logger.warning("%s is no longer needed but cannot be removed: %s", surplus, error.strerror)
 
 
 class LastCheckpoints(_Series):
@@ -90,16 +100,34 @@ class LastCheckpoints(_Series):
         return True
 
     def newest(self) -> Optional[Checkpoint]:
-        """The newest whole checkpoint, or None if there is none; broken ones are skipped with a warning."""
-        for path in self.existing().values():
+        """The newest whole checkpoint, or None if there are no files; broken ones are skipped with a warning.
+
+        Raises:
+            CheckpointError: there are files, but none of them can be used, or the folder cannot be listed.
+        """
+        try:
+            paths = list(self.existing().values())
+        except OSError as error:
+            raise CheckpointError(f"resume auto: {self.folder} cannot be read ({error.strerror or error})") from None
+        for path in paths:
             try:
                 checkpoint = read_checkpoint(path)
-                if checkpoint.meta is None:
-                    raise CheckpointError(f"checkpoint: {path} holds only weights, not the state of a training")
+                check_state(checkpoint)
                 return checkpoint
             except CheckpointError as error:
                 logger.warning("%s; trying the one before it", error)
+        if paths:
+            raise CheckpointError(
+                f"resume auto: none of the {len(paths)} checkpoint(s) in {self.folder} can be used, see the warnings "
+                "above; to start from the beginning, leave out --resume: what is there is then moved aside"
+            )
         return None
+
+    def newer_than(self, path: Path) -> Optional[list[Path]]:
+        """The files that come before `path` in the series; None if it does not belong to the series."""
+        files = list(self.existing().values())
+        place = [number for number, file in enumerate(files) if file.resolve() == path.resolve()]
+        return files[: place[0]] if place else None
 
 
 class _Kept(NamedTuple):
@@ -135,6 +163,7 @@ class BestCheckpoints(_Series):
         super().__init__(folder, keep)
         self._training = training
         self._kept: Optional[list[_Kept]] = None  # of the files 0, 1, 2, ...; None: the folder is to be read
+        self.lost: Optional[float] = None  # the best score, if its weights could not be written
 
     def offer(self, score: float, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Optional[int]:
         """Keep these weights if they belong among the best; returns their number, or None.
@@ -143,7 +172,7 @@ class BestCheckpoints(_Series):
         """
         offered = _Kept.of(score, meta)
         try:
-            kept = self._open() if self._kept is None else self._kept
+            kept = self._kept = self._open() if self._kept is None else self._kept
             again = [n for n, known in enumerate(kept) if known.point is not None and known.point == offered.point]
             free = again[0] if again else len(kept)
             others = kept[:free] + kept[free + 1 :]
@@ -151,8 +180,12 @@ class BestCheckpoints(_Series):
             if number >= self.keep:
                 return None
             self._insert(number, free, tensors, {**meta, "score": score})
+            if self.lost is not None and score >= self.lost:
+                self.lost = None
         except OSError as error:
             logger.error("best checkpoint not saved, training continues, the previous one remains: %s", error)
+            if score > max([known.score for known in self._kept or ()] + [self.lost or -1.0]):
+                self.lost = score
             self._kept = None
             return None
         self._kept = [*others[:number], offered, *others[number:]][: self.keep]
@@ -164,15 +197,20 @@ class BestCheckpoints(_Series):
         for path in self.existing().values():
             try:
                 meta = read_checkpoint(path).meta or {}
+                training = meta.get("progress", {}).get("training", 0)
+                known = _Kept.of(float(meta.get("score", -1.0)), meta)
             except CheckpointError as error:
                 logger.warning("%s; it is no longer among the best", error)
                 continue
-            if meta.get("progress", {}).get("training", 0) not in (0, self._training):
+            except (TypeError, ValueError, AttributeError) as error:
+                logger.warning("%s has odd metadata (%s); it is no longer among the best", path, one_line(error))
+                continue
+            if training not in (0, self._training):
                 self._set_aside(path)
                 continue
             if path != self.path(len(kept)):
                 os.replace(path, self.path(len(kept)))
-            kept.append(_Kept.of(float(meta.get("score", -1.0)), meta))
+            kept.append(known)
         return kept[: self.keep]
 
     def _set_aside(self, path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Optional
 
-from focal.errors import UserError
+from focal.files import writing
 
 LOGGER_NAME = "focal"
 
@@ -20,12 +20,8 @@ def make_log_folder(folder: str) -> Path:
         UserError: it cannot be made.
     """
     path = Path(folder) / "log"
-    try:
+    with writing("train_url", path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"train_url: cannot make {path} ({error.strerror}); give a folder that can be written"
-        ) from None
     return path
 
 
@@ -70,7 +66,8 @@ def setup_logging(rank: int, folder: Optional[str] = None) -> logging.Logger:
     logger.addHandler(terminal)
     if folder is not None:
         log_folder = make_log_folder(folder)
-        file = logging.FileHandler(log_folder / f"rank_{rank}.log", encoding="utf-8", errors="backslashreplace")
+        with writing("train_url", log_folder):
+            file = logging.FileHandler(log_folder / f"rank_{rank}.log", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s"))
         logger.addHandler(file)
     return logger

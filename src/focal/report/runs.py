@@ -113,7 +113,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read_run(folder: Path, name: str) -> Run:
-    records = [record for record in read_json_lines(folder / "metrics.jsonl") if "epoch" in record]
+    records = read_json_lines(folder / "metrics.jsonl", numbers=("epoch",))
     missing = []
     settings = _read_settings(folder / "config.yaml")
     if not settings:

@@ -30,7 +30,7 @@ class MetricsFiles:
         # By epoch, because another number of devices changes the number of steps.
         kept: list[dict[str, Any]] = []
         dropped: list[dict[str, Any]] = []
-        for record in read_json_lines(self.path):
+        for record in read_json_lines(self.path, numbers=("epoch", "update")):
             (kept if record["epoch"] <= epoch + 1e-6 else dropped).append(record)
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._cut_off = False  # whether the last record could not be written in whole

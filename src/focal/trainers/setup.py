@@ -11,9 +11,9 @@ import mindspore as ms
 from mindspore import nn
 
 from focal.checkpoint.class_names import ClassNames, check_class_names, class_name_difference, class_names_of
-from focal.checkpoint.files import Checkpoint, CheckpointError, read_checkpoint
-from focal.checkpoint.paths import set_aside_earlier_results
-from focal.checkpoint.resume import Progress, restore, share_state
+from focal.checkpoint.files import Checkpoint, read_checkpoint
+from focal.checkpoint.paths import set_aside_earlier_results, set_newer_checkpoints_aside
+from focal.checkpoint.resume import Progress, check_state, restore, share_state
 from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 from focal.checkpoint.weights import assign_weights, freeze_stages, select_weights, without_head
 from focal.cloud.local import Storage
@@ -21,7 +21,7 @@ from focal.config import Config, save_config
 from focal.data.transforms.on_device import PrepareImages
 from focal.distributed.device import Device
 from focal.distributed.machine import describe_machine
-from focal.files import write_json
+from focal.files import remove_leftovers, write_json, writing
 from focal.models import create_model
 from focal.models.attention_choice import choose_attention
 from focal.models.precision import apply_precision
@@ -103,7 +103,8 @@ def resume_state(
 ) -> Progress:
     """Restore the step from the checkpoint that `resume` names, if any; all ranks then hold the state of rank 0.
 
-    Results of another training in `output_folder` are set aside, but not in a dry run.
+    What `output_folder` holds of another training, or of this one after that checkpoint, is set aside, but not in a dry
+    run.
 
     Args:
         batches_per_epoch: micro-batches per epoch, on each rank.
@@ -124,9 +125,8 @@ def resume_state(
                 "resumed from %s: epoch %d, micro-batch %d, step %d",
                 checkpoint.path, progress.epoch, progress.micro_batches, progress.step,
             )  # fmt: skip
-        own_checkpoints = (Path(output_folder) / "checkpoints").resolve()
-        if not config.run.dry_run and (checkpoint is None or checkpoint.path.resolve().parent != own_checkpoints):
-            set_aside_earlier_results(output_folder)  # not before `restore` has accepted the checkpoint
+        if not config.run.dry_run:
+            _start_from(checkpoint, output_folder, config.run.keep_checkpoint_max)  # now that `restore` accepts it
         if progress is None:
             progress = Progress(training=1 + secrets.randbelow(2**24 - 1))
     return share_state(train_step.state(), progress, device)
@@ -141,12 +141,21 @@ def _find_checkpoint(config: Config, output_folder: str) -> Optional[Checkpoint]
             logger.info("resume auto: no checkpoint in %s yet, starting from the beginning", output_folder)
         return checkpoint
     checkpoint = read_checkpoint(Path(config.run.resume))
-    if checkpoint.meta is None or "optimizer.step" not in checkpoint.tensors:
-        raise CheckpointError(
-            f"resume: {config.run.resume} holds weights only; resume from checkpoints/last.ckpt, or start a new "
-            "training with --pretrained"
-        )
+    check_state(checkpoint)
     return checkpoint
+
+
+def _start_from(checkpoint: Optional[Checkpoint], output_folder: str, keep: int) -> None:
+    """Make `checkpoint` the one that `--resume auto` finds, even if this training never saves another."""
+    last = LastCheckpoints(Path(output_folder) / "checkpoints", keep)
+    with writing("train_url", last.folder):
+        newer = None if checkpoint is None else last.newer_than(checkpoint.path)
+    if newer is not None:
+        set_newer_checkpoints_aside(output_folder, newer)
+        return
+    set_aside_earlier_results(output_folder)
+    if checkpoint is not None:
+        last.save(checkpoint.tensors, checkpoint.meta or {})
 
 
 def open_outputs(
@@ -158,16 +167,22 @@ def open_outputs(
         progress: from `resume_state`; later records in metrics.jsonl are removed.
         batches_per_epoch: micro-batches per epoch, on each rank.
         storage: where results go.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
     folder, run = Path(storage.output_folder), config.run
     metrics = None
     if device.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_config(config, folder / "config.yaml")
-        write_json(folder / "machine.json", describe_machine(device), indent=1)
-        accumulation = config.step.accumulation_step
-        epoch = progress.position(steps_per_epoch(batches_per_epoch, accumulation) * accumulation)
-        metrics = MetricsFiles(str(folder), storage.tensorboard_folder, epoch)
+        with writing("train_url", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for written in (folder, folder / "checkpoints", folder / "best"):
+                remove_leftovers(written)
+            save_config(config, folder / "config.yaml")
+            write_json(folder / "machine.json", describe_machine(device), indent=1)
+            accumulation = config.step.accumulation_step
+            epoch = progress.position(steps_per_epoch(batches_per_epoch, accumulation) * accumulation)
+            metrics = MetricsFiles(str(folder), storage.tensorboard_folder, epoch)
     last = LastCheckpoints(folder / "checkpoints", run.keep_checkpoint_max)
     best = BestCheckpoints(folder / "best", run.keep_best_max, progress.training)
     return Outputs(metrics, last, best, storage.send_results, folder / "predictions.npz")

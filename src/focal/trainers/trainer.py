@@ -33,6 +33,7 @@ from focal.trainers.training_log import TrainingDiverged, TrainingLog, format_du
 
 logger = logging.getLogger("focal")
 
+NOT_SAVED = 3  # exit code of a training whose results are not all on the disk
 STOP_CHECK_STEPS = 10  # with several ranks: steps between looks at whether one of them got a signal
 
 
@@ -97,7 +98,10 @@ class Trainer:
         self.saved_at_step = -1  # the step that last.ckpt holds, if this process has written it
 
     def run(self) -> int:
-        """Train to the end, or until a signal or max_steps; returns the exit code (0, or 128 + signal number).
+        """Train to the end, or until a signal or max_steps.
+
+        Returns:
+            The exit code: 0, 128 + signal number, or `NOT_SAVED`.
 
         Raises:
             TrainingDiverged: too many steps in a row were not finite.
@@ -134,7 +138,7 @@ class Trainer:
             self.watch.stop()
             self.log.close()
         logger.info("training finished: best top-1 %.2f %%", progress.best_top1)
-        return 0
+        return NOT_SAVED if self.report_unsaved() else 0
 
     def prepare(self) -> tuple[Callable[..., Tensor], Callable[[int, int], Iterator[tuple]]]:
         """Compile the step, and say how it is fed: from here, or from the device's queue (dataset_sink_mode).
@@ -155,14 +159,14 @@ class Trainer:
 
     def compile(self) -> None:
         """Compile the step before its first call, or load it from `compile_cache`."""
-        start = time.time()
+        start = time.monotonic()
         if not self.config.run.graph_mode:
             logger.info("compiling the training step, which takes from half a minute to several minutes")
         batch = [Tensor(array) for array in blank_batch(self.config)]
         with self.log.bar.waiting("compiling the training step"):
             done = compile_step(self.train_step, batch, self.config, self.device)
         if done:
-            logger.info("training step %s in %s", done, format_duration(time.time() - start))
+            logger.info("training step %s in %s", done, format_duration(time.monotonic() - start))
         self.watch.beat()
 
     def batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, ...]]:
@@ -204,7 +208,7 @@ class Trainer:
 
     def evaluate(self) -> str:
         """Evaluate raw and EMA weights, keep the best; returns the results for the epoch's line."""
-        start = time.time()
+        start = time.monotonic()
         wanted = self.outputs.predictions is not None
         collectors = {prefix: PredictionCollector(self.eval_data) if wanted else None for prefix in ("", "ema_")}
         results = {"": self.evaluate_weights(collectors[""])}
@@ -213,7 +217,7 @@ class Trainer:
             with weights_replaced(ema.parameters_to_average, ema.averages):
                 results["ema_"] = self.evaluate_weights(collectors["ema_"])
         self.train_step.set_train()
-        self.log.evaluation_seconds = time.time() - start
+        self.log.evaluation_seconds = time.monotonic() - start
         values: dict[str, Any] = {}
         for prefix, result in results.items():
             values.update({f"{prefix}{name}": getattr(result, name) for name in ("top1", "top5", "loss")})
@@ -289,6 +293,20 @@ class Trainer:
         if self.device.is_main and not (self.outputs.last.folder / "last.ckpt").exists():
             self.outputs.last.save(self.tensors(), self.meta())
 
+    def report_unsaved(self) -> bool:
+        """At the end: whether the disk lacks the last state or the best weights; the log then says what it holds."""
+        if not self.device.is_main:
+            return False
+        lost, step, last = [], self.progress.step, self.outputs.last.path(0)
+        if self.saved_at_step != step:
+            held = f"step {self.saved_at_step}" if self.saved_at_step >= 0 else "what was there before this start"
+            lost.append(f"{last} holds {held}, not step {step}" if last.exists() else f"there is no {last}")
+        if self.outputs.best.lost is not None:
+            lost.append(f"{self.outputs.best.folder} lacks the best weights, of top-1 {self.outputs.best.lost:.2f} %")
+        if lost:
+            logger.error("NOT SAVED: %s; make room, then --resume auto trains the missing part again", "; ".join(lost))
+        return bool(lost)
+
     def max_steps_reached(self) -> bool:
         most = self.config.run.max_steps
         return bool(most) and self.progress.step >= most
@@ -314,10 +332,10 @@ class Trainer:
         self.log.write_line(progress)
         self.save()
         why = f"signal {self.stop.received}" if self.stop.received else "max_steps"
-        logger.info(
-            "stopped (%s) at step %d, epoch %.2f; --resume auto continues", why, progress.step,
-            self.log.epoch_of(progress),
-        )  # fmt: skip
+        logger.info("stopped (%s) at step %d, epoch %.2f", why, progress.step, self.log.epoch_of(progress))
+        if self.report_unsaved():
+            return NOT_SAVED
+        logger.info("--resume auto continues")
         return 128 + self.stop.received if self.stop.received else 0
 
 

@@ -52,7 +52,7 @@ class TrainingLog:
         self.guard = DivergenceGuard(config.step.max_nonfinite_steps, report=device.is_main)
         self.pending: list[Tensor] = []
         self.evaluation_seconds = 0.0
-        self.started = time.time()
+        self.started = time.monotonic()
         self.first_step: Optional[int] = None  # of this process
         self.bar = ProgressBar(wanted=device.is_main)
 
@@ -68,12 +68,12 @@ class TrainingLog:
         """The same batches; the time until each is there counts as waiting for data."""
         iterator = iter(batches)
         while True:
-            start = time.time()
+            start = time.monotonic()
             try:
                 batch = next(iterator)
             except StopIteration:
                 return
-            seconds = time.time() - start
+            seconds = time.monotonic() - start
             self.line.wait(seconds)
             self.epoch.wait(seconds)
             yield batch
@@ -89,7 +89,7 @@ class TrainingLog:
         if self.first_step is None:
             self.first_step = progress.step
             self.fetch(progress)
-            logger.info("first step done after %.0f s, compilation included", time.time() - self.started)
+            logger.info("first step done after %.0f s, compilation included", time.monotonic() - self.started)
             self.restart_clock()
         elif len(self.pending) >= self.guard.most_in_a_row:
             self.fetch(progress)
@@ -189,12 +189,12 @@ class Summary:
 
     def restart_clock(self) -> None:
         """Time from now on, because what came before was not training (compilation, evaluation)."""
-        self._clock = time.time()
+        self._clock = time.monotonic()
         self._timed, self._waited = 0, 0.0
 
     def take(self) -> Optional[dict[str, Any]]:
         """Figures of the steps since the last call, or None if there were none."""
-        seconds, timed, waited = time.time() - self._clock, self._timed, self._waited
+        seconds, timed, waited = time.monotonic() - self._clock, self._timed, self._waited
         rows, self._rows = np.array(self._rows), []
         self.restart_clock()
         if not len(rows):

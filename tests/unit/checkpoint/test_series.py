@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from focal.checkpoint.files import ms, read_checkpoint
+from focal.checkpoint.files import CheckpointError, ms, read_checkpoint
 from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -20,6 +20,12 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 def tensors(value=0.0):
     return {"head.weight": np.full((5, 3), value, np.float32), "optimizer.step": np.int32(7)}
+
+
+def state_meta(number):
+    """The least that the metadata of a training's state must hold, and a number to tell files apart."""
+    config = {"batch_size": 4, "accumulation_step": 1}
+    return {"progress": {"epoch": number}, "config": config, "world_size": 1, "number": number}
 
 
 def saved_numbers(folder):
@@ -63,7 +69,7 @@ def crash_at(monkeypatch, renames):
 def test_last_checkpoints_are_kept_in_order(tmp_path):
     last = LastCheckpoints(tmp_path, keep=3)
     for number in range(5):
-        assert last.save(tensors(number), {"number": number})
+        assert last.save(tensors(number), state_meta(number))
     assert saved_numbers(tmp_path) == [4, 3, 2]
     assert last.newest().meta["number"] == 4
     assert sorted(os.listdir(tmp_path)) == ["last.1.ckpt", "last.2.ckpt", "last.ckpt"]
@@ -74,14 +80,16 @@ def test_last_checkpoints_are_kept_in_order(tmp_path):
 def test_a_broken_newest_checkpoint_falls_back_to_the_one_before_it(tmp_path, caplog):
     last = LastCheckpoints(tmp_path, keep=3)
     for number in range(3):
-        last.save(tensors(number), {"number": number})
+        last.save(tensors(number), state_meta(number))
     for name in ("last.ckpt", "last.1.ckpt"):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-40])
     logging.getLogger("focal").propagate = True
     assert last.newest().meta["number"] == 0
     assert caplog.text.count("trying the one before it") == 2
     (tmp_path / "last.2.ckpt").unlink()
-    assert last.newest() is None
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoint\(s\) .* start from the beginning, leave out"):
+        last.newest()
+    assert LastCheckpoints(tmp_path / "new", keep=3).newest() is None
 
 
 @pytest.mark.parametrize("renames", range(1, 5))
@@ -89,12 +97,12 @@ def test_a_crash_at_any_rename_leaves_what_was_saved_before(tmp_path, monkeypatc
     """Three files make room, the oldest one beyond the end, and the new one takes its name."""
     last = LastCheckpoints(tmp_path, keep=3)
     for number in range(3):
-        last.save(tensors(number), {"number": number})
+        last.save(tensors(number), state_meta(number))
     with crash_at(monkeypatch, renames):
-        last.save(tensors(3), {"number": 3})
+        last.save(tensors(3), state_meta(3))
     assert saved_numbers(tmp_path) == [2, 1, 0]
     assert last.newest().meta["number"] == 2
-    last.save(tensors(4), {"number": 4})
+    last.save(tensors(4), state_meta(4))
     assert saved_numbers(tmp_path) == [4, 2, 1]
     assert sorted(os.listdir(tmp_path)) == ["last.1.ckpt", "last.2.ckpt", "last.ckpt"]
 
@@ -102,23 +110,23 @@ def test_a_crash_at_any_rename_leaves_what_was_saved_before(tmp_path, monkeypatc
 def test_a_gap_that_a_crash_left_is_filled_first(tmp_path):
     last = LastCheckpoints(tmp_path, keep=3)
     for number in range(3):
-        last.save(tensors(number), {"number": number})
+        last.save(tensors(number), state_meta(number))
     (tmp_path / "last.1.ckpt").unlink()
-    last.save(tensors(3), {"number": 3})
+    last.save(tensors(3), state_meta(3))
     assert saved_numbers(tmp_path) == [3, 2, 0]
 
 
 def test_the_oldest_goes_only_after_the_newest_is_whole(tmp_path, monkeypatch):
     last = LastCheckpoints(tmp_path, keep=2)
     for number in range(2):
-        last.save(tensors(number), {"number": number})
+        last.save(tensors(number), state_meta(number))
 
     def full(*arguments, **settings):
         assert saved_numbers(tmp_path) == [1, 0]
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ms, "save_checkpoint", full)
-    assert last.save(tensors(), {"number": 2}) is False
+    assert last.save(tensors(), state_meta(2)) is False
     assert saved_numbers(tmp_path) == [1, 0]
 
 
@@ -131,18 +139,23 @@ from pathlib import Path
 from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 logging.basicConfig(level=logging.INFO, stream=sys.stdout)
 folder = Path(sys.argv[1])
+def state_meta(number):
+    config = {"batch_size": 4, "accumulation_step": 1}
+    return {"progress": {}, "config": config, "world_size": 1, "number": number}
 last, best = LastCheckpoints(folder, 2), BestCheckpoints(folder, 1)
-assert last.save({"w": np.zeros(10, np.float32)}, {"number": 0})
+assert last.save({"w": np.zeros(10, np.float32), "optimizer.step": np.int32(1)}, state_meta(0))
 assert best.offer(50.0, {"w": np.zeros(10, np.float32)}, {}) == 0
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-large = {"w": np.random.default_rng(0).standard_normal(10**6).astype(np.float32)}
-assert last.save(large, {"number": 1}) is False
-assert best.offer(60.0, large, {}) is None
+large = {"w": np.random.default_rng(0).standard_normal(10**6).astype(np.float32), "optimizer.step": np.int32(1)}
+assert last.save(large, state_meta(1)) is False
+assert best.offer(60.0, large, {}) is None and best.lost == 60.0
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 assert last.newest().meta["number"] == 0
-assert last.save(large, {"number": 2}) is True
+assert last.save(large, state_meta(2)) is True
 assert last.newest().meta["number"] == 2
+assert best.offer(40.0, large, {}) is None and best.lost == 60.0
+assert best.offer(70.0, large, {}) == 0 and best.lost is None
 print("went on", sorted(path.name for path in folder.iterdir()))
 """
     done = subprocess.run(
@@ -155,6 +168,39 @@ print("went on", sorted(path.name for path in folder.iterdir()))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "went on ['best.ckpt', 'last.1.ckpt', 'last.ckpt']" in done.stdout
     assert "ERROR:focal:checkpoint not saved, training continues" in done.stdout
+
+
+ON_A_SMALL_DISK = """
+import logging, os, sys
+import numpy as np
+from pathlib import Path
+from focal.checkpoint.series import LastCheckpoints
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+meta = {"progress": {}, "config": {"batch_size": 4, "accumulation_step": 1}, "world_size": 1}
+last, sizes = LastCheckpoints(Path(sys.argv[1]) / "checkpoints", 3), (20_000, 20_000, 50_000, 20_000)
+saved = [last.save({"w": np.ones(size, np.float32), "optimizer.step": np.int32(1)}, meta) for size in sizes]
+print(saved, sorted(os.listdir(last.folder)), last.newest().tensors["w"].size)
+(Path(sys.argv[1]) / "filler").write_bytes(b"x" * os.statvfs(sys.argv[1]).f_bavail * os.statvfs(sys.argv[1]).f_bsize)
+print(last.save({"w": np.ones(10, np.float32), "optimizer.step": np.int32(1)}, meta), sorted(os.listdir(last.folder)))
+"""
+
+
+def test_a_really_full_disk_keeps_what_was_saved_and_leaves_no_parts(tmp_path):
+    """A file system of 300 kB, mounted in a name space of its own that ends with the process."""
+    mount = f"mount -t tmpfs -o size=300k none {tmp_path} && exec "
+    in_name_space = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    try:
+        possible = subprocess.run([*in_name_space, mount + "true"], timeout=60, capture_output=True).returncode == 0
+    except OSError:
+        possible = False
+    if not possible:
+        pytest.skip("this system does not let its users mount a tmpfs (unshare --user --mount)")
+    line = [*in_name_space, mount + '"$@"', "sh", sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path)]
+    done = subprocess.run(line, cwd=REPOSITORY / "src", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[True, True, False, True] ['last.1.ckpt', 'last.2.ckpt', 'last.ckpt'] 20000" in done.stdout
+    assert "False ['last.1.ckpt', 'last.2.ckpt', 'last.ckpt']" in done.stdout
+    assert done.stdout.count("checkpoint not saved, training continues") == 2 and "CRITICAL" not in done.stderr
 
 
 def test_the_best_checkpoints_are_ordered_by_score(tmp_path):
@@ -204,10 +250,10 @@ def test_a_dropped_file_is_replaced_in_one_rename(tmp_path, monkeypatch, keep):
     scores = (90.0, 70.0)[-keep:]
     for number, score in enumerate(scores):
         offer(best, score, number)
-    last.save(tensors(), {"number": 0})
+    last.save(tensors(), state_meta(0))
     real, renamed = os.replace, []
     monkeypatch.setattr(os, "replace", lambda source, target: (renamed.append(target.name), real(source, target)))
-    assert offer(best, 80.0, 2) == keep - 1 and last.save(tensors(), {"number": 1})
+    assert offer(best, 80.0, 2) == keep - 1 and last.save(tensors(), state_meta(1))
     assert renamed == [best.path(keep - 1).name, "last.ckpt"]
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from focal.trainers.metrics import MetricsFiles
@@ -60,6 +61,26 @@ def test_resuming_removes_records_that_came_after_the_checkpoint(tmp_path):
     assert [(record["update"], record["loss"]) for record in records] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
     events = all_events(tmp_path / "tensorboard")
     assert [event.step for event in events if event.HasField("session_log")] == [4]  # hides the points taken back
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [b"17\n", b"\xff\xfe\x00", b"null\n[1]\n", b'{"kind": "train"}\n', b'{"update": "x", "epoch": 1}\n', b"[" * 99_999,
+     b"1" * 99_999],
+    ids=["a number", "no text", "no object", "no numbers", "text for a number", "deep", "long"],
+)  # fmt: skip
+def test_a_damaged_tail_is_dropped_with_one_warning_and_nothing_before_it(tmp_path, caplog, tail):
+    files = MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"))
+    for update in (1, 2):
+        files.write("train", update, update / 4, {"loss": float(update)})
+    files.close()
+    whole = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(whole + tail)
+    for _ in range(2):  # after the first time it is mended
+        MetricsFiles(str(tmp_path), str(tmp_path / "tensorboard"), 1.0).close()
+        assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+    (warning,) = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
+    assert "left out, the first is line 3" in warning
 
 
 def test_resume_on_more_devices_keeps_the_records_of_before(tmp_path):

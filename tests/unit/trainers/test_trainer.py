@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
+import re
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,25 +13,29 @@ import pytest
 from mindspore import Tensor
 
 from focal.checkpoint.resume import Progress
-from focal.checkpoint.series import BestCheckpoints
+from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 from focal.distributed.device import Device
 from focal.distributed.signals import StopSignals
 from focal.errors import UserError
 from focal.trainers import trainer as training_module
 from focal.trainers.train_one_step import OUTPUTS
-from focal.trainers.trainer import Outputs, Trainer
+from focal.trainers.trainer import NOT_SAVED, Outputs, Trainer
 
 STEPS_PER_EPOCH = 4
 
 
-class Recorder:
-    """Takes the place of `LastCheckpoints`."""
+class Recorder(LastCheckpoints):
+    """Takes the place of `LastCheckpoints`; the disk is full from step `full` on."""
 
-    def __init__(self):
-        self.saved = []
+    def __init__(self, folder, full):
+        super().__init__(folder, 1)
+        self.saved, self.full = [], full
 
     def save(self, tensors, meta):
+        if meta["progress"]["step"] >= self.full:
+            return False
         self.saved.append((meta["progress"]["step"], meta["progress"]["micro_batches"]))
+        self.path(0).write_text("a checkpoint")
         return True
 
 
@@ -38,9 +46,10 @@ def run(make_config, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "tensors", lambda self: {})
     monkeypatch.setattr(Trainer, "evaluate", lambda self: "")
 
-    def run(progress=None, **keys):
+    def run(progress=None, full=10**9, exit_code=0, lost=None, **keys):
         config = make_config(epochs=3, warmup_length=0, cool_length=0, **keys)
-        steps, last = [], Recorder()
+        steps, last, best = [], Recorder(tmp_path, full), BestCheckpoints(tmp_path, 1)
+        best.lost = lost
 
         def step(images, targets, drop_path):
             steps.append(1)
@@ -57,10 +66,10 @@ def run(make_config, tmp_path, monkeypatch):
                 yield from ((np.zeros(1, np.float32),) * 3 for _ in range(first, STEPS_PER_EPOCH))
 
         metrics = SimpleNamespace(write=lambda *arguments: None)
-        outputs = Outputs(metrics, last, BestCheckpoints(tmp_path, 1))
+        outputs = Outputs(metrics, last, best)
         progress = progress or Progress()
         training = Trainer(config, Device(), step, None, Data(), None, progress, outputs, StopSignals())
-        assert training.run() == 0
+        assert training.run() == exit_code
         return last.saved, len(steps), progress
 
     return run
@@ -110,3 +119,35 @@ def test_max_steps_counts_steps_not_micro_batches(run):
 def test_training_continues_in_the_middle_of_an_epoch(run):
     saved, steps, progress = run(Progress(epoch=2, micro_batches=3, step=11))
     assert saved == [(12, 0)] and steps == 1 and progress.epoch == 3
+
+
+@pytest.mark.parametrize(
+    "keys, saved, said",
+    [
+        ({"full": 1}, [], "there is no "),
+        ({"full": 9}, [(4, 0), (8, 0)], "last.ckpt holds step 8, not step 12"),
+        ({"full": 5, "max_steps": 6}, [(4, 0)], "last.ckpt holds step 4, not step 6"),
+        ({"lost": 75.0}, [(4, 0), (8, 0), (12, 0)], "lacks the best weights, of top-1 75.00 %"),
+    ],
+)
+def test_what_could_not_be_saved_decides_the_exit_code_and_is_the_last_thing_said(run, caplog, keys, saved, said):
+    assert run(exit_code=NOT_SAVED, **keys)[0] == saved
+    last_line = caplog.records[-1].getMessage()
+    assert last_line.startswith("NOT SAVED: ") and said in last_line
+
+
+def test_a_disk_that_has_room_again_in_time_is_no_failure(run, monkeypatch):
+    real = Recorder.save
+    monkeypatch.setattr(Recorder, "save", lambda *given: given[2]["progress"]["epoch"] != 2 and real(*given))
+    assert run()[0] == [(4, 0), (12, 0)]
+
+
+def test_a_clock_that_is_set_back_changes_no_duration(run, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="focal")
+    hours = itertools.count(10**6, -1)
+    monkeypatch.setattr(time, "time", lambda: 3600.0 * next(hours))
+    run(log_steps=1)
+    assert re.search(r"training step compiled in 0:0\d:\d\d$", caplog.text, re.MULTILINE)
+    assert re.search(r"first step done after \d+ s", caplog.text)
+    speeds = [float(speed) for speed in re.findall(r"(\S+) images/s", caplog.text)]
+    assert len(speeds) > 5 and min(speeds) > 1

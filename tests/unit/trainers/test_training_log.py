@@ -71,7 +71,7 @@ def test_the_summary_leaves_non_finite_steps_out_of_the_means():
 
 def test_the_summary_times_only_steps_after_the_clock_was_restarted(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("focal.trainers.training_log.time.time", lambda: now[0])
+    monkeypatch.setattr("focal.trainers.training_log.time.monotonic", lambda: now[0])
     summary = Summary(images_per_step=10)
     now[0] = 150.0  # compilation
     summary.add(np.array([row()]))
@@ -86,7 +86,7 @@ def test_the_summary_times_only_steps_after_the_clock_was_restarted(monkeypatch)
 def clock(monkeypatch):
     """The time that training_log reads, which passes only when a test says so."""
     now = [100.0]
-    monkeypatch.setattr("focal.trainers.training_log.time.time", lambda: now[0])
+    monkeypatch.setattr("focal.trainers.training_log.time.monotonic", lambda: now[0])
     return now
 
 
