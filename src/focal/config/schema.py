@@ -163,6 +163,12 @@ class AugmentConfig:
         (3 / 4, 4 / 3), "Range of the random crop's aspect ratio, width / height.", length=2, above=0.0
     )
     hflip: float = key(0.5, "Probability of a horizontal flip.", low=0.0, high=1.0)
+    aug_repeats: int = key(
+        1,
+        "Repeated augmentation: copies of an image in an epoch, each augmented on its own, while an epoch of as many "
+        "steps visits that fraction of the images; 1 disables it.",
+        low=1,
+    )
     auto_augment: str = key("rand-m9-mstd0.5-inc1", "RandAugment policy in timm's notation, or none.")
     color_jitter: float = key(
         0.4, "Strength of brightness, contrast and saturation jitter; used if auto_augment is none.", low=0.0
@@ -180,6 +186,9 @@ class AugmentConfig:
     switch_prob: float = key(0.5, "Probability of CutMix rather than Mixup when both are enabled.", low=0.0, high=1.0)
     mixup_mode: str = key(
         "batch", "Draw mixing parameters once per batch, pair or image (elem).", choices=("batch", "pair", "elem")
+    )
+    mixup_off_epoch: int = key(
+        0, "Mix images (Mixup and CutMix) in this many epochs only, counted from the first; 0: in all.", low=0
     )
     label_smoothing: float = key(
         0.1, "Fraction of the target that is spread evenly over all classes.", low=0.0, below=1.0
