@@ -30,14 +30,23 @@ def check_input_files(run: RunConfig, data: DataConfig) -> None:
 
 def check_checkpoint_files(run: RunConfig) -> None:
     """Check that the files `pretrained` and `resume` exist; see `check_input_files`."""
-    for key, path in (("pretrained", run.pretrained), ("resume", run.resume)):
-        if path is None or (key == "resume" and path == "auto"):
-            continue
-        if Path(path).is_dir():
-            raise UserError(f"{key}: {path} is a folder; name a checkpoint in it, e.g. checkpoints/last.ckpt")
-        if not Path(path).is_file():
-            hint = "; --resume auto takes the newest one in train_url" if key == "resume" else ""
-            raise UserError(f"{key}: {path} does not exist{hint}")
+    _check_checkpoint_file("pretrained", run.pretrained)
+    if run.resume != "auto":
+        _check_checkpoint_file("resume", run.resume, "; --resume auto takes the newest one in train_url")
+
+
+def check_teacher_file(run: RunConfig) -> None:
+    """Check that the file `teacher` exists, which only training needs; see `check_input_files`."""
+    _check_checkpoint_file("teacher", run.teacher)
+
+
+def _check_checkpoint_file(key: str, path: Optional[str], hint: str = "") -> None:
+    if path is None:
+        return
+    if Path(path).is_dir():
+        raise UserError(f"{key}: {path} is a folder; name a checkpoint in it, e.g. checkpoints/last.ckpt")
+    if not Path(path).is_file():
+        raise UserError(f"{key}: {path} does not exist{hint}")
 
 
 def check_output_file(key: str, path: str) -> None:

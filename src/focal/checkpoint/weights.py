@@ -78,7 +78,7 @@ def select_weights(checkpoint: Checkpoint, use_ema: bool = False) -> dict[str, n
 
 
 def assign_weights(
-    network: nn.Cell, weights: Mapping[str, np.ndarray], source: str, new_head: bool = False
+    network: nn.Cell, weights: Mapping[str, np.ndarray], source: str, new_head: bool = False, key: str = "pretrained"
 ) -> LoadReport:
     """Set the parameters of `network` by exact name.
 
@@ -89,6 +89,7 @@ def assign_weights(
         weights: arrays by official parameter name.
         source: where the weights come from, for messages.
         new_head: leave a head of another number of classes as it was initialised, instead of refusing it.
+        key: the setting that names the source, for messages.
 
     Raises:
         UserError: a parameter of the network is missing or has another shape; no parameter has been set then.
@@ -104,7 +105,7 @@ def assign_weights(
         [name for name in missing if name not in reinitialised],
         [_with_shapes(name, weights, parameters) for name in misshaped if name not in reinitialised],
         unexpected,
-        source,
+        f"{key}: {source}",
     )
     loaded = tuple(name for name in parameters if name in weights and name not in reinitialised)
     for name in loaded:
@@ -118,7 +119,7 @@ def _refuse_misfits(missing: Sequence[str], misshaped: Sequence[str], unexpected
         return
     kinds = (("missing", missing), ("misshaped", misshaped), ("unexpected", unexpected))
     problems = "; ".join(f"{kind}: {_shorten(names)}" for kind, names in kinds if names)
-    raise UserError(f"pretrained: {source} does not fit the network ({problems}); check arch and image_size")
+    raise UserError(f"{source} does not fit the network ({problems}); check arch and image_size")
 
 
 def _with_shapes(name: str, weights: Mapping[str, np.ndarray], parameters: Mapping[str, Parameter]) -> str:

@@ -54,6 +54,13 @@ class RunConfig:
     seed: int = key(0, "Random seed for initialisation, data order, augmentation and drop path.", low=0, high=2**31 - 1)
     pretrained: Optional[str] = key(None, "Checkpoint to load weights from.", may_change=True)
     use_ema: bool = key(False, "Load the EMA weights of the checkpoint.", may_change=True)
+    teacher: Optional[str] = key(
+        None, "Checkpoint of the teacher for distillation, a Focal Transformer with the same classes.", may_change=True
+    )
+    teacher_arch: Optional[str] = key(
+        None,
+        "Published model that the teacher is, if its checkpoint does not say so (converted weights).",
+    )
     resume: Optional[str] = key(
         None, "Checkpoint to resume from; auto means the newest intact one in train_url.", may_change=True
     )

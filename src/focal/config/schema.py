@@ -235,8 +235,29 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class StepConfig:
-    """Precision, loss scale, clipping, accumulation and EMA of a training step."""
+    """Loss, distillation, precision, loss scale, clipping, accumulation and EMA of a training step."""
 
+    loss: str = key(
+        "cross_entropy",
+        "Training loss: cross-entropy over the classes, or binary cross-entropy of each class for itself (bce).",
+        choices=("cross_entropy", "bce"),
+    )
+    bce_target_thresh: Optional[float] = key(
+        None,
+        "With loss bce: mixed and smoothed targets above this count as 1, others as 0; none leaves them as they are.",
+        low=0.0,
+        below=1.0,
+    )
+    bce_sum: bool = key(False, "With loss bce: sum over the classes instead of taking their mean.")
+    distillation: str = key(
+        "none",
+        "Learn from the logits of the network in `teacher` too: from its probabilities (soft) or decisions (hard).",
+        choices=("none", "soft", "hard"),
+    )
+    distillation_alpha: float = key(
+        0.5, "Weight of the distillation in the loss; the other loss has 1 minus this.", above=0.0, high=1.0
+    )
+    distillation_tau: float = key(3.0, "With distillation soft: temperature of both distributions.", above=0.0)
     amp_level: str = key(
         "O0",
         "Precision: O0 is float32, O1 to O3 use float16, bf16 uses bfloat16; see docs/training.md.",
