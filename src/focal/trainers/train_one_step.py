@@ -160,7 +160,7 @@ class TrainOneStep(nn.Cell):
         return outputs
 
     def scaled_loss(
-        self, images: Tensor, targets: Tensor, drop_path: Optional[Tensor], teacher_logits: Optional[Tensor]
+        self, images: Tensor, targets: Tensor, drop_path: Optional[Tensor], teacher_logits: Optional[Tensor] = None
     ) -> tuple:
         loss = self.network_with_loss(images, targets, drop_path, teacher_logits)
         return loss * self.loss_scale.value, loss
