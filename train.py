@@ -15,13 +15,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))  # a plain checkout needs no installation
 
+from focal.checkpoint.paths import check_teacher_file
+from focal.config import Config
 from focal.errors import run_main
 from focal.job import Job, run_job
 
 
 def main() -> int:
     """Start workers if several devices are asked for, else train in this process."""
-    return run_job(__doc__, train)
+    return run_job(__doc__, train, check)
+
+
+def check(config: Config) -> None:
+    """Refuse a teacher that is not there, before anything slow is done; a cloud job may have to bring it first."""
+    from focal.cloud.storage import on_cloud_platform
+
+    if not (on_cloud_platform() or config.run.run_openi):
+        check_teacher_file(config.run)
 
 
 def train(job: Job) -> int:
@@ -42,7 +52,7 @@ def train(job: Job) -> int:
     eval_data = EvalData(config, layout, device.rank, world_size)
 
     network = build_network(config, layout.known_class_names)
-    train_step = build_train_step(config, network, train_data.batches_per_epoch, device)
+    train_step = build_train_step(config, network, train_data.batches_per_epoch, device, layout.known_class_names)
     eval_step = EvalStep(network, Normalize(config.data), return_logits=True)
 
     progress = resume_state(

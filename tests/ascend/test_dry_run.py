@@ -33,7 +33,12 @@ CASES = {
     "version 2, train, bf16, layer scale, dropout": small_case(
         2, TRAIN, "bf16", overrides=VARIATIONS["layer scale, dropout"]
     ),
-    "version 1, train, O3, lamb": small_case(1, TRAIN, "O3", overrides={**VARIATIONS["lamb"], "keep_bn_fp32": False}),
+    "version 1, train, O3, lamb, bce": small_case(
+        1,
+        TRAIN,
+        "O3",
+        overrides={**VARIATIONS["lamb"], "keep_bn_fp32": False, "loss": "bce", "bce_target_thresh": 0.2},
+    ),
     "version 2, train, O2, adam_weight_decay, graph kernels": small_case(
         2, TRAIN, "O2", jit_level="O1", overrides=VARIATIONS["adam_weight_decay"]
     ),
@@ -59,7 +64,7 @@ MOST_KERNELS = {
     "version 2, train, O1, 8 ranks": 661,
     "version 1, train, O0, 8 ranks, accumulation, momentum": 506,
     "version 2, train, bf16, layer scale, dropout": 822,
-    "version 1, train, O3, lamb": 982,
+    "version 1, train, O3, lamb, bce": 974,
     "version 2, train, O2, adam_weight_decay, graph kernels": 571,
     "version 1, train, O1, 910A": 638,
     "version 1, eval, O3": 177,

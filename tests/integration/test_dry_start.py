@@ -51,6 +51,7 @@ def test_mistakes_that_a_training_would_end_with_end_the_dry_run(tmp_path):
     for flags, message in (
         ({"train_url": config / "out"}, "train_url: "),  # below a file
         ({"num_classes": 7}, "num_classes: 7, but"),
+        ({"distillation": "soft", "teacher": "no/such.ckpt"}, "teacher: no/such.ckpt does not exist"),
         ({"run_openi": True}, "dry_run: True cannot count the data of a cloud job"),
     ):
         line = command(config, tmp_path / "out", dry_run=True, **flags)

@@ -34,18 +34,27 @@ def check_input_files(run: RunConfig, data: DataConfig) -> None:
 
 def check_checkpoint_files(run: RunConfig) -> None:
     """Check that the files `pretrained` and `resume` exist; see `check_input_files`."""
-    for key, path in (("pretrained", run.pretrained), ("resume", run.resume)):
-        if path is None or (key == "resume" and path == "auto"):
-            continue
-        if os.path.isdir(path):
-            raise UserError(f"{key}: {path} is a folder; name a checkpoint in it, e.g. checkpoints/last.ckpt")
-        try:
-            open(path, "rb").close()
-        except (FileNotFoundError, NotADirectoryError):
-            hint = "; --resume auto takes the newest one in train_url" if key == "resume" else ""
-            raise UserError(f"{key}: {path} does not exist{hint}") from None
-        except OSError as error:
-            raise UserError(f"{key}: {path} cannot be read ({error.strerror or error})") from None
+    _check_checkpoint_file("pretrained", run.pretrained)
+    if run.resume != "auto":
+        _check_checkpoint_file("resume", run.resume, "; --resume auto takes the newest one in train_url")
+
+
+def check_teacher_file(run: RunConfig) -> None:
+    """Check that the file `teacher` exists, which only training needs; see `check_input_files`."""
+    _check_checkpoint_file("teacher", run.teacher)
+
+
+def _check_checkpoint_file(key: str, path: Optional[str], hint: str = "") -> None:
+    if path is None:
+        return
+    if os.path.isdir(path):
+        raise UserError(f"{key}: {path} is a folder; name a checkpoint in it, e.g. checkpoints/last.ckpt")
+    try:
+        open(path, "rb").close()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{key}: {path} does not exist{hint}") from None
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read ({error.strerror or error})") from None
 
 
 def check_output_file(key: str, path: str) -> None:

@@ -95,7 +95,7 @@ def select_weights(checkpoint: Checkpoint, use_ema: bool = False) -> dict[str, n
 
 
 def assign_weights(
-    network: nn.Cell, weights: Mapping[str, np.ndarray], source: str, new_head: bool = False
+    network: nn.Cell, weights: Mapping[str, np.ndarray], source: str, new_head: bool = False, key: str = "pretrained"
 ) -> LoadReport:
     """Set the parameters of `network` by exact name.
 
@@ -108,6 +108,7 @@ def assign_weights(
         source: where the weights come from, for messages.
         new_head: for fine-tuning: leave a head of another number of classes, or one without weights, as it was
             initialised, and likewise tables of surroundings in stages that had none at the other image size.
+        key: the setting that names the source, for messages.
 
     Raises:
         UserError: a parameter of the network is missing or has another shape; no parameter has been set then.
@@ -127,7 +128,7 @@ def assign_weights(
         [name for name in missing if name not in reinitialised and name not in absent],
         [_with_shapes(name, weights, parameters) for name in misshaped if name not in reinitialised],
         unexpected,
-        source,
+        f"{key}: {source}",
     )
     loaded = tuple(name for name in parameters if name in weights and name not in reinitialised)
     for name in loaded:
@@ -168,7 +169,7 @@ def _refuse_misfits(missing: Sequence[str], misshaped: Sequence[str], unexpected
         return
     kinds = (("missing", missing), ("misshaped", misshaped), ("unexpected", unexpected))
     problems = "; ".join(f"{kind}: {name_some(names)}" for kind, names in kinds if names)
-    raise UserError(f"pretrained: {source} does not fit the network ({problems}); check arch and image_size")
+    raise UserError(f"{source} does not fit the network ({problems}); check arch and image_size")
 
 
 def _with_shapes(name: str, weights: Mapping[str, np.ndarray], parameters: Mapping[str, Parameter]) -> str:

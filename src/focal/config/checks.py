@@ -13,6 +13,7 @@ def check_combinations(config: Config) -> None:
     _check_schedule(config)
     _check_run(config)
     _check_flash_attention(config)
+    _check_loss(config)
 
 
 def _check_model(config: Config) -> None:
@@ -98,3 +99,20 @@ def _check_flash_attention(config: Config) -> None:
         raise ConfigError(f"attention: flash has no float32, which amp_level O0 asks for; {hint}, or O1")
     if config.model.attn_drop_rate:
         raise ConfigError(f"attention: flash has no attn_drop_rate, which is {config.model.attn_drop_rate}; {hint}")
+
+
+def _check_loss(config: Config) -> None:
+    step, run = config.step, config.run
+    if step.loss != "bce" and (step.bce_target_thresh is not None or step.bce_sum):
+        name = "bce_sum" if step.bce_sum else "bce_target_thresh"
+        raise ConfigError(f"{name}: {getattr(step, name)} requires loss bce, not {step.loss}")
+    if step.distillation != "none" and run.teacher is None:
+        raise ConfigError(
+            f"teacher: distillation {step.distillation} needs the teacher's checkpoint; give --teacher CKPT"
+        )
+    for name in ("teacher", "teacher_arch"):
+        value = getattr(run, name)
+        if value is not None and step.distillation == "none":
+            raise ConfigError(f"{name}: {value} is not used with distillation none; set distillation to soft or hard")
+    if run.teacher is not None and "://" in run.teacher:
+        raise ConfigError(f"teacher: {run.teacher} is not copied to this machine; give the path of a local file")

@@ -1,7 +1,8 @@
 """Every configuration key with its type, default, range and meaning, in one frozen dataclass per section.
 
 YAML keys and flags are flat (`batch_size: 64`, `--batch_size 64`), and each key belongs to exactly one section. Keys
-keep the names that they have in the original report of Focal-fast-S or in the authors' constructors.
+keep the names that they have in the original report of Focal-fast-S or in the authors' constructors. The section of the
+job itself is in run_section.py.
 
 "Step" means one optimizer update. With `accumulation_step: k` a step consumes k micro-batches on each device.
 """
@@ -10,44 +11,24 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
-from focal.errors import UserError
+from focal.config.fields import ConfigError, key
+from focal.config.run_section import RunConfig
 
-
-class ConfigError(UserError):
-    """A configuration that cannot be used; the message names the field, its value and how to fix it."""
-
-
-def key(
-    default: Any,
-    help: str,
-    *,
-    choices: Optional[tuple[Any, ...]] = None,
-    low: Optional[float] = None,
-    high: Optional[float] = None,
-    above: Optional[float] = None,
-    below: Optional[float] = None,
-    length: Optional[int] = None,
-    may_change: bool = False,
-) -> Any:
-    """Declare one configuration key as a dataclass field.
-
-    Args:
-        default: value of the key if neither YAML nor flags give one.
-        help: what the key means, as shown by `--help`.
-        choices: the legal values, if there are only a few.
-        low: smallest legal value; like all bounds, it applies to every entry of a list.
-        high: largest legal value.
-        above: exclusive lower bound.
-        below: exclusive upper bound.
-        length: number of entries of a list.
-        may_change: a resumed training may use another value, because the key does not affect what is computed.
-    """
-    limits = {"choices": choices, "low": low, "high": high, "above": above, "below": below, "length": length}
-    metadata = {name: limit for name, limit in limits.items() if limit is not None}
-    return dataclasses.field(default=default, metadata={"help": help, "may_change": may_change, **metadata})
-
+__all__ = [
+    "DEFAULT_ARCH",
+    "SECTIONS",
+    "AugmentConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RunConfig",
+    "StepConfig",
+    "may_change_on_resume",
+]
 
 DEFAULT_ARCH = "focalv2_small_useconv_patch4_window7_224"
 
@@ -182,6 +163,12 @@ class AugmentConfig:
         (3 / 4, 4 / 3), "Range of the random crop's aspect ratio, width / height.", length=2, above=0.0
     )
     hflip: float = key(0.5, "Probability of a horizontal flip.", low=0.0, high=1.0)
+    aug_repeats: int = key(
+        1,
+        "Repeated augmentation: copies of an image in an epoch, each augmented on its own, while an epoch of as many "
+        "steps visits that fraction of the images; 1 disables it.",
+        low=1,
+    )
     auto_augment: str = key("rand-m9-mstd0.5-inc1", "RandAugment policy in timm's notation, or none.")
     color_jitter: float = key(
         0.4, "Strength of brightness, contrast and saturation jitter; used if auto_augment is none.", low=0.0
@@ -199,6 +186,9 @@ class AugmentConfig:
     switch_prob: float = key(0.5, "Probability of CutMix rather than Mixup when both are enabled.", low=0.0, high=1.0)
     mixup_mode: str = key(
         "batch", "Draw mixing parameters once per batch, pair or image (elem).", choices=("batch", "pair", "elem")
+    )
+    mixup_off_epoch: int = key(
+        0, "Mix images (Mixup and CutMix) in this many epochs only, counted from the first; 0: in all.", low=0
     )
     label_smoothing: float = key(
         0.1, "Fraction of the target that is spread evenly over all classes.", low=0.0, below=1.0
@@ -245,8 +235,29 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class StepConfig:
-    """Precision, loss scale, clipping, accumulation and EMA of a training step."""
+    """Loss, distillation, precision, loss scale, clipping, accumulation and EMA of a training step."""
 
+    loss: str = key(
+        "cross_entropy",
+        "Training loss: cross-entropy over the classes, or binary cross-entropy of each class for itself (bce).",
+        choices=("cross_entropy", "bce"),
+    )
+    bce_target_thresh: Optional[float] = key(
+        None,
+        "With loss bce: mixed and smoothed targets above this count as 1, others as 0; none leaves them as they are.",
+        low=0.0,
+        below=1.0,
+    )
+    bce_sum: bool = key(False, "With loss bce: sum over the classes instead of taking their mean.")
+    distillation: str = key(
+        "none",
+        "Learn from the logits of the network in `teacher` too: from its probabilities (soft) or decisions (hard).",
+        choices=("none", "soft", "hard"),
+    )
+    distillation_alpha: float = key(
+        0.5, "Weight of the distillation in the loss; the other loss has 1 minus this.", above=0.0, high=1.0
+    )
+    distillation_tau: float = key(3.0, "With distillation soft: temperature of both distributions.", above=0.0)
     amp_level: str = key(
         "O0",
         "Precision: O0 is float32, O1 to O3 use float16, bf16 uses bfloat16; see docs/training.md.",
@@ -276,98 +287,6 @@ class StepConfig:
     max_nonfinite_steps: int = key(
         100, "Stop the training after this many consecutive non-finite steps.", low=1, may_change=True
     )
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """The job: devices, files, logging and export."""
-
-    train_url: str = key("./output", "Output folder.", may_change=True)
-    device_target: str = key(
-        "auto",
-        "Kind of device to run on; auto takes an Ascend or, on a machine without any sign of one, the CPU.",
-        choices=("auto", "Ascend", "CPU", "GPU"),
-        may_change=True,
-    )
-    # With another device_num, checkpoint/resume.py resumes at the same fraction of the epoch.
-    device_num: int = key(
-        1, "Number of data-parallel devices (one process each), over all servers.", low=1, may_change=True
-    )
-    device_id: int = key(0, "Index of the device that a single-device job uses.", low=0, may_change=True)
-    node_num: int = key(1, "Number of servers.", low=1, may_change=True)
-    node_rank: int = key(0, "Index of this server.", low=0, may_change=True)
-    master_addr: str = key("127.0.0.1", "Address of server 0.", may_change=True)
-    master_port: int = key(
-        0,
-        "Port of the scheduler on server 0; 0 picks a free port (single server only).",
-        low=0,
-        high=65535,
-        may_change=True,
-    )
-    graph_mode: int = key(
-        0, "MindSpore's mode: 0 for graph mode, 1 for PyNative (debugging).", choices=(0, 1), may_change=True
-    )
-    jit_level: str = key(
-        "auto",
-        "How MindSpore compiles for an Ascend: kernel by kernel (O0), with fused kernels (O1) or one whole graph (O2); "
-        "auto takes what suits the chip.",
-        choices=("auto", "O0", "O1", "O2"),
-        may_change=True,
-    )
-    kernel_launch_group: int = key(
-        0, "Threads that launch kernels at jit_level O0; 0 leaves that to one thread.", low=0, high=64, may_change=True
-    )
-    compile_cache: Optional[str] = key(
-        None, "Folder that keeps the compiled training step for the next start; none disables it.", may_change=True
-    )
-    dataset_sink_mode: bool = key(False, "Ascend: feed the device through a queue.", may_change=True)
-    seed: int = key(0, "Random seed for initialisation, data order, augmentation and drop path.", low=0, high=2**31 - 1)
-    pretrained: Optional[str] = key(None, "Checkpoint to load weights from.", may_change=True)
-    use_ema: bool = key(False, "Load the EMA weights of the checkpoint.", may_change=True)
-    resume: Optional[str] = key(
-        None, "Checkpoint to resume from; auto means the newest intact one in train_url.", may_change=True
-    )
-    allow_config_change: bool = key(
-        False,
-        "Resume even if settings that affect the training or the names of the classes have changed; eval.py: evaluate "
-        "data whose class names differ from the checkpoint's.",
-        may_change=True,
-    )
-    eval_every: int = key(1, "Epochs between evaluations.", low=1, may_change=True)
-    save_every: int = key(1, "Epochs between checkpoints.", low=1, may_change=True)
-    save_steps: int = key(
-        0, "Steps between additional checkpoints within an epoch; 0 disables them.", low=0, may_change=True
-    )
-    keep_checkpoint_max: int = key(2, "Number of most recent checkpoints to keep.", low=1, may_change=True)
-    keep_best_max: int = key(1, "Number of best checkpoints to keep.", low=1, may_change=True)
-    log_steps: int = key(50, "Steps between progress lines within an epoch.", low=1, may_change=True)
-    max_steps: int = key(0, "Stop after this many steps, for trial runs; 0 means no limit.", low=0, may_change=True)
-    dry_run: bool = key(
-        False,
-        "train.py: check settings, data and device, print the plan, and neither train nor write.",
-        may_change=True,
-    )
-    json: Optional[str] = key(None, "eval.py: JSON file to write the results to as well.", may_change=True)
-    predictions: Optional[str] = key(
-        None, "eval.py: NPZ file to write the prediction for each image to, for scripts/report.py.", may_change=True
-    )
-    report: bool = key(
-        True, "train.py: write report.html at the end if the packages for it are installed.", may_change=True
-    )
-    file_format: str = key(
-        "MINDIR", "export.py: format of the exported model.", choices=("MINDIR", "AIR", "ONNX"), may_change=True
-    )
-    file_name: Optional[str] = key(None, "export.py: output file; none means train_url/<arch>.", may_change=True)
-    run_openi: bool = key(
-        False, "Run as a cloud job on OpenI or ModelArts: copy the data in and the results out.", may_change=True
-    )
-    step_timeout: float = key(
-        1800.0,
-        "Several devices: end the job after this many seconds without a step; 0 disables the timeout.",
-        low=0.0,
-        may_change=True,
-    )
-    cache_dir: str = key("/cache", "Cloud job: local folder for data, results and checkpoints.", may_change=True)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ class TrainData:
         self._data = config.data
         self._seed = config.run.seed
         self._re_count = config.augment.re_count
-        self.sampler = TrainSampler(self._seed, self.num_images, config.data.batch_size, rank, world_size)
+        repeats = config.augment.aug_repeats
+        self.sampler = TrainSampler(self._seed, self.num_images, config.data.batch_size, rank, world_size, repeats)
         self._transforms = TrainTransforms(config.augment, config.data, config.model, self._seed)
         self.unreadable: Counter[str] = Counter()
         self._replaced = self._replaced_before = 0
@@ -145,6 +146,7 @@ class TrainData:
             UserError: an image could not be read, and none was found to take its place.
         """
         indices, batch_number = self.sampler.indices(epoch, step), self.sampler.batch_number(step)
+        copies = self.sampler.copies(step)
         images = np.empty((len(indices), 3, *self._transforms.image_hw), dtype=np.uint8)
         labels = np.empty(len(indices), dtype=np.int64)
         unreadable = np.full(len(indices), -1, dtype=np.int64)
@@ -154,7 +156,7 @@ class TrainData:
             labels[place] = self._source.labels[used]
             if used != index:
                 unreadable[place] = index
-            rng = self._transforms.sample_rng(epoch, index)
+            rng = self._transforms.sample_rng(epoch, index, int(copies[place]))
             image = self._transforms.crop(image, rng)
             image = self._transforms.augment(image, rng)
             erased.append(self._transforms.erase(image, rng, images[place]))

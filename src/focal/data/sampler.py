@@ -3,9 +3,9 @@
 Both are pure functions of (seed, epoch, index), whatever the number of workers and whatever was drawn before. So every
 batch is reproducible, a run can resume in the middle of an epoch, and sharding is index arithmetic.
 
-Philox is a counter-based generator: its output is a keyed function of a 256-bit counter. The key holds the seed, the
-upper words of the counter hold stream, epoch and index, and drawing numbers advances the lowest word only. Generators
-with different arguments therefore never overlap.
+Philox is a counter-based generator: its output is a keyed function of a 256-bit counter. The key holds the seed and,
+with repeated augmentation, the number of the copy; the upper words of the counter hold stream, epoch and index; and
+drawing numbers advances the lowest word only. Generators with different arguments therefore never overlap.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ REPLACEMENT = 3  # which samples may replace an unreadable one; index: the unrea
 DROP_PATH = 4  # drop path of one batch; index: the batch's number over all ranks
 
 
-def generator(seed: int, epoch: int, index: int, stream: int) -> np.random.Generator:
-    """A random generator that depends on nothing but its four arguments (each in 0 .. 2^63 - 1)."""
+def generator(seed: int, epoch: int, index: int, stream: int, copy: int = 0) -> np.random.Generator:
+    """A random generator that depends on nothing but its five arguments (each in 0 .. 2^63 - 1)."""
     counter = np.array([0, index, epoch, stream], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(counter=counter, key=np.array([seed, 0], dtype=np.uint64)))
+    return np.random.Generator(np.random.Philox(counter=counter, key=np.array([seed, copy], dtype=np.uint64)))
 
 
 @functools.lru_cache(maxsize=2)  # workers that read ahead are in two epochs at once
@@ -37,13 +37,20 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TrainSampler:
-    """In each step the ranks take consecutive slices of the epoch's permutation; an incomplete last step is dropped."""
+    """In each step the ranks take consecutive slices of the epoch's permutation; an incomplete last step is dropped.
+
+    With repeated augmentation (Hoffer et al. 2020), every sample of the permutation stands there `repeats` times in a
+    row, and the ranks take turns, so that copies of a sample go to different ranks (one rank has them side by side).
+    This is the order of timm's RepeatAugSampler. The number of steps stays, so an epoch visits 1 / `repeats` of the
+    samples, other ones in each epoch.
+    """
 
     seed: int
     num_samples: int
     batch_size: int  # per rank
     rank: int
     world_size: int
+    repeats: int = 1
 
     @property
     def batches_per_epoch(self) -> int:
@@ -55,8 +62,18 @@ class TrainSampler:
 
     def indices(self, epoch: int, step: int) -> np.ndarray:
         """The samples of one batch: int64 (B,)."""
-        start = self.batch_number(step) * self.batch_size
-        return epoch_order(self.seed, epoch, self.num_samples)[start : start + self.batch_size]
+        return epoch_order(self.seed, epoch, self.num_samples)[self._places(step) // self.repeats]
+
+    def copies(self, step: int) -> np.ndarray:
+        """Which copy of its sample each entry of a batch is, counted from 0: int64 (B,)."""
+        return self._places(step) % self.repeats
+
+    def _places(self, step: int) -> np.ndarray:
+        """Places of a batch's entries in the list of all ranks' entries in the epoch: int64 (B,)."""
+        in_batch = np.arange(self.batch_size)
+        if self.repeats == 1:
+            return self.batch_number(step) * self.batch_size + in_batch
+        return (step * self.batch_size + in_batch) * self.world_size + self.rank
 
 
 @dataclass(frozen=True)

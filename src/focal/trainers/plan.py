@@ -20,6 +20,7 @@ from focal.errors import UserError
 from focal.models.macs import actual_macs
 from focal.trainers.buckets import BUCKETS
 from focal.trainers.lr_schedule import learning_rate_factor, learning_rates
+from focal.trainers.teacher import TEACHER
 from focal.trainers.train_one_step import TrainOneStep, trained_parameters
 from focal.trainers.trainer import steps_per_epoch
 
@@ -124,6 +125,9 @@ def _memory(train_step: TrainOneStep) -> str:
         "EMA": buckets["ema"],
         "gradients": gradients + buckets["accumulated"],
     }
+    teacher = sum(p.size for p in others if p.name.startswith(TEACHER))
+    if teacher:
+        parts["teacher"] = teacher
     sizes = ", ".join(f"{name} {count * _FLOAT32 / _MB:,.1f}" for name, count in parts.items())
     total = sum(parts.values()) * _FLOAT32 / _MB
     return f"{total:,.1f} MB on each device ({sizes}), and the activations, which are not estimated"

@@ -25,11 +25,12 @@ from focal.files import remove_leftovers, write_json, writing
 from focal.models import create_model
 from focal.models.attention_choice import choose_attention
 from focal.models.precision import apply_precision
-from focal.trainers.losses import SoftTargetCrossEntropy
+from focal.trainers.losses import create_loss
 from focal.trainers.lr_schedule import learning_rate_factor, learning_rates
 from focal.trainers.metrics import MetricsFiles
 from focal.trainers.optimizer import create_optimizer
 from focal.trainers.plan import planned_world_size
+from focal.trainers.teacher import build_teacher
 from focal.trainers.train_one_step import TrainOneStep, trained_parameters
 from focal.trainers.trainer import Outputs, steps_per_epoch
 
@@ -74,12 +75,18 @@ def _load_pretrained(network: nn.Cell, config: Config, class_names: ClassNames) 
     logger.info("pretrained %s: %s", checkpoint.path, report)
 
 
-def build_train_step(config: Config, network: nn.Cell, batches_per_epoch: int, device: Device) -> TrainOneStep:
-    """Optimizer and step of a network.
+def build_train_step(
+    config: Config, network: nn.Cell, batches_per_epoch: int, device: Device, class_names: ClassNames = None
+) -> TrainOneStep:
+    """Optimizer, loss and step of a network.
 
     Args:
         network: see `build_network`.
         batches_per_epoch: micro-batches per epoch, on each rank.
+        class_names: of the training data, which a teacher's must be.
+
+    Raises:
+        UserError: the teacher does not fit this training.
     """
     accumulation = config.step.accumulation_step
     factor = learning_rate_factor(config.data.batch_size, planned_world_size(config, device), accumulation)
@@ -90,7 +97,8 @@ def build_train_step(config: Config, network: nn.Cell, batches_per_epoch: int, d
         config.optim.optimizer, config.optim.lr_scheduler, config.optim.base_lr, factor,
     )  # fmt: skip
     prepare_images = PrepareImages(config.data)
-    return TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step, device, prepare_images)
+    teacher = build_teacher(config, class_names)
+    return TrainOneStep(network, create_loss(config.step), optimizer, config.step, device, prepare_images, teacher)
 
 
 def resume_state(

@@ -9,6 +9,8 @@ with each other first, so that the gradients are multiplied once.
 
 A step that is not finite changes nothing but the loss scale and its counters, the place in the schedule, and the
 counter behind dropout. The device needs no branch for that: gradients become zeros, rates zero and betas one.
+
+With distillation, the teacher's forward pass comes before that of the network, and has no backward pass.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from focal.trainers.gradients import (
 from focal.trainers.loss_scale import LossScale
 from focal.trainers.losses import NetworkWithLoss
 from focal.trainers.optimizer import Optimizer
+from focal.trainers.teacher import TEACHER
 
 
 class StepOutputs(NamedTuple):
@@ -67,11 +70,12 @@ class TrainOneStep(nn.Cell):
 
     Args:
         network: images (B, 3, H, W) -> logits (B, C).
-        loss: logits, targets (B, C) -> scalar mean over the batch.
+        loss: logits, targets (B, C) -> scalar mean over the batch; with a teacher it takes the teacher's logits too.
         optimizer: of the trained parameters.
         step: settings of loss scale, clipping, accumulation and EMA.
         device: this process, by default the only one; with several, the process group must be initialised.
         prepare_images: `PrepareImages`, for batches of a TrainData; not needed for images that are ready.
+        teacher: for distillation: images -> logits (B, C), from `build_teacher`. It is no part of the state.
     """
 
     def __init__(
@@ -82,10 +86,11 @@ class TrainOneStep(nn.Cell):
         step: StepConfig,
         device: Optional[Device] = None,
         prepare_images: Optional[nn.Cell] = None,
+        teacher: Optional[nn.Cell] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         device = device or Device()
-        self.network, self.prepare_images = network, prepare_images
+        self.network, self.prepare_images, self.teacher = network, prepare_images, teacher
         self.network_with_loss = NetworkWithLoss(network, loss)
         self.optimizer = optimizer
         self.buckets = optimizer.buckets
@@ -101,13 +106,20 @@ class TrainOneStep(nn.Cell):
         self.value_and_grad = ops.value_and_grad(self.scaled_loss, None, self.buckets.parameters, has_aux=True)
         self.set_train()
 
+    def set_train(self, mode: bool = True) -> nn.Cell:
+        """As for any Cell, but a teacher is never trained."""
+        super().set_train(mode)
+        if self.teacher is not None:
+            self.teacher.set_train(False)
+        return self
+
     def state(self) -> TrainState:
         """What a checkpoint saves.
 
-        Not the learning rates, which the configuration determines, and not the accumulators, which are empty between
-        steps.
+        Not the learning rates, which the configuration determines, not the accumulators, which are empty between
+        steps, and not the teacher.
         """
-        others = (BUCKETS, "accumulated", self.optimizer.learning_rates.name)
+        others = (BUCKETS, TEACHER, "accumulated", self.optimizer.learning_rates.name)
         parameters = [parameter for parameter in self.get_parameters() if not parameter.name.startswith(others)]
         return TrainState(
             self.network,
@@ -133,7 +145,8 @@ class TrainOneStep(nn.Cell):
         if self.prepare_images is not None and boxes:
             images = self.prepare_images(images, *boxes)
         images = self.overflow_check.start(images)
-        (_, loss), gradients = self.value_and_grad(images, targets, drop_path)
+        teacher_logits = None if self.teacher is None else self.teacher(images)
+        (_, loss), gradients = self.value_and_grad(images, targets, drop_path, teacher_logits)
         overflow = self.overflow_check.read(gradients)
         gradients, unscaling = self.buckets(gradients), 1.0 / self.loss_scale.value
         if self.random_counter is not None:
@@ -146,8 +159,10 @@ class TrainOneStep(nn.Cell):
             self.accumulator.reset()
         return outputs
 
-    def scaled_loss(self, images: Tensor, targets: Tensor, drop_path: Optional[Tensor]) -> tuple:
-        loss = self.network_with_loss(images, targets, drop_path)
+    def scaled_loss(
+        self, images: Tensor, targets: Tensor, drop_path: Optional[Tensor], teacher_logits: Optional[Tensor] = None
+    ) -> tuple:
+        loss = self.network_with_loss(images, targets, drop_path, teacher_logits)
         return loss * self.loss_scale.value, loss
 
     def update(self, gradients: tuple, factor: Tensor, loss: Tensor, overflow: Tensor) -> Tensor:

@@ -36,6 +36,12 @@ REFUSED = [
      "kernel_launch_group: 2 requires jit_level O0, not auto; set it to 0"),
     ({"dataset_sink_mode": True, "device_target": "CPU"},
      "dataset_sink_mode: requires device_target Ascend, not CPU; set dataset_sink_mode to False"),
+    ({"bce_sum": True}, "bce_sum: True requires loss bce, not cross_entropy"),
+    ({"bce_target_thresh": 0.0}, "bce_target_thresh: 0.0 requires loss bce"),
+    ({"distillation": "soft"}, "teacher: distillation soft needs the teacher's checkpoint; give --teacher CKPT"),
+    ({"teacher": "t.ckpt"}, "teacher: t.ckpt is not used with distillation none; set distillation to soft or hard"),
+    ({"teacher_arch": "nano"}, "teacher_arch: nano is not used with distillation none"),
+    ({"distillation": "hard", "teacher": "obs://b/t.ckpt"}, "teacher: obs://b/t.ckpt is not copied to this machine"),
     ({"node_rank": 1}, "node_rank: 1 must be less than node_num 1"),
     ({**SEVERAL, "node_rank": 2}, "node_rank: 2 must be less than node_num 2"),
     ({**SEVERAL, "device_num": 15}, "device_num: 15 .* must be a multiple of node_num 2"),
@@ -59,6 +65,8 @@ SUGGESTED = [
     {"auto_augment": "none"},
     {"auto_augment": "rand-m9-n2-mstd0.5-inc1-p0.5-w0"},
     {"freeze_stages": 4},
+    {"loss": "bce", "bce_target_thresh": 0.2, "bce_sum": True},
+    {"distillation": "hard", "teacher": "t.ckpt", "teacher_arch": "focal_tiny_patch4_window7_224"},
 ]
 
 

@@ -47,7 +47,7 @@ def other_value(name: str) -> str:
         "crop_ratio": "0.9", "set": "ImageNet", "node_rank": "1", "node_num": "2", "master_addr": "10.0.0.7",
         "base_lr": "1e-3", "min_lr": "1e-7", "eval_batch_size": "7", "device_num": "6", "freeze_stages": "2",
         "dataset_sink_mode": "True", "lr_gamma": "0.5", "layer_decay": "0.5", "embed_dim": "192",
-        "use_conv_embed": "False",
+        "use_conv_embed": "False", "bce_target_thresh": "0.2",
     }  # fmt: skip
     if name in special:
         return special[name]
@@ -64,7 +64,8 @@ def other_value(name: str) -> str:
 
 
 COMPANIONS = {"node_rank": ["--node_num=2", "--device_num=2", "--master_port=8118"],
-              "kernel_launch_group": ["--jit_level=O0"],
+              "kernel_launch_group": ["--jit_level=O0"], "bce_target_thresh": ["--loss=bce"], "bce_sum": ["--loss=bce"],
+              **dict.fromkeys(("distillation", "teacher", "teacher_arch"), ["--distillation=hard", "--teacher=t.ckpt"]),
               "node_num": ["--device_num=2", "--master_port=8118"]}  # fmt: skip
 
 

@@ -180,7 +180,11 @@ TOGETHER = {"arch", "depths", "num_heads", "focal_levels", "focal_windows", "exp
             "cool_length", "min_lr", "base_lr", "amp_level", "device_target", "dataset_sink_mode", "node_num",
             "node_rank",
             "device_num", "master_port", "freeze_stages", "attention", "jit_level",
-            "kernel_launch_group"}  # fmt: skip
+            "kernel_launch_group", "loss", "bce_target_thresh", "bce_sum", "distillation", "teacher",
+            "teacher_arch"}  # fmt: skip
+LOSSES = [{}, {"loss": "bce", "bce_target_thresh": 0.25, "bce_sum": True}]
+TEACHERS = [{}, {"distillation": "soft", "teacher": "best.ckpt"},
+            {"distillation": "hard", "teacher": "best.ckpt", "teacher_arch": "own"}]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -203,6 +207,7 @@ def test_any_legal_config_survives_saving(seed, tmp_path):
         dataset_sink_mode=rng.random() < 0.5, node_num=nodes, node_rank=rng.randrange(nodes),
         jit_level="O0", kernel_launch_group=rng.randint(0, 4),
         device_num=8 * nodes, master_port=rng.randint(1, 65535), attention=rng.choice(["auto", "products"]),
+        **rng.choice(LOSSES), **rng.choice(TEACHERS),
     )  # fmt: skip
     config = load_config(given)
     path = tmp_path / "saved.yaml"

@@ -11,7 +11,7 @@ MAY_CHANGE = [
     "graph_mode", "jit_level", "json", "keep_best_max", "keep_checkpoint_max", "kernel_launch_group", "log_steps",
     "master_addr", "master_port", "max_nonfinite_steps", "max_steps", "node_num", "node_rank", "num_parallel_workers",
     "predictions", "pretrained", "recompute", "report", "resume", "run_openi", "save_every", "save_steps", "set",
-    "skip_unreadable", "step_timeout",
+    "skip_unreadable", "step_timeout", "teacher",
     "train_url", "use_ema", "worker_processes",
 ]  # fmt: skip
 

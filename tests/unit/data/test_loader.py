@@ -95,6 +95,47 @@ def test_a_sample_is_augmented_differently_in_each_epoch(image_folder: Path, mak
     assert len(set(seen.values())) == len(seen) == 60
 
 
+def test_copies_of_an_image_are_augmented_differently_and_resume_within_an_epoch(
+    image_folder: Path, make_config: MakeConfig
+) -> None:
+    data = train_data(make_config(aug_repeats=3, mix_up=0.0, cutmix=0.0), image_folder)
+    whole = list(data.epoch(1))
+    assert len(whole) == data.batches_per_epoch == 5  # as without repeats
+    images = [image.tobytes() for batch in whole for image in batch[0]]
+    targets = [target.tobytes() for batch in whole for target in batch[1]]
+    assert len(set(images)) == len(images) == 20
+    assert all(len(set(targets[first : first + 3])) == 1 for first in range(0, 20, 3))  # copies stand side by side
+    assert [packed(batch) for batch in data.epoch(1, 2)] == [packed(batch) for batch in whole[2:]]
+    # The first copies are what the same images would be without repeats.
+    plain = train_data(make_config(mix_up=0.0, cutmix=0.0), image_folder)
+    without = {
+        index: image.tobytes()
+        for step in range(5)
+        for index, image in zip(plain.sampler.indices(1, step).tolist(), plain.load_batch(1, step)[0].images)
+    }
+    visited = [index for step in range(5) for index in data.sampler.indices(1, step).tolist()]
+    both = [place for place in range(0, 20, 3) if visited[place] in without]
+    assert len(both) >= 5 and all(images[place] == without[visited[place]] for place in both)
+
+
+@pytest.mark.parametrize("mode", ("batch", "elem"))
+def test_mixing_stops_with_mixup_off_epoch_and_nothing_else_changes(
+    image_folder: Path, make_config: MakeConfig, mode: str
+) -> None:
+    mixed, stops, never = (
+        train_data(make_config(mixup_mode=mode, **keys), image_folder)
+        for keys in ({}, {"mixup_off_epoch": 2}, {"mix_up": 0.0, "cutmix": 0.0})
+    )
+    for step in range(mixed.batches_per_epoch):
+        assert packed(stops.load_batch(1, step)[0]) == packed(mixed.load_batch(1, step)[0])
+        after, before = stops.load_batch(2, step)[0], stops.load_batch(1, step)[0]
+        assert packed(after) == packed(never.load_batch(2, step)[0])
+        assert [(a.shape, a.dtype) for a in after] == [(b.shape, b.dtype) for b in before]  # nothing is compiled again
+        assert (after.targets.max(1) > 0.9).all() and not after.partner_rows.any()
+    # A training that resumes in that epoch is given the same batches.
+    assert [packed(batch) for batch in stops.epoch(2, 3)] == [packed(stops.load_batch(2, step)[0]) for step in (3, 4)]
+
+
 def test_dataset_over_several_epochs_holds_the_same_batches(image_folder: Path, make_config: MakeConfig) -> None:
     data = train_data(make_config(), image_folder)
     dataset = data.dataset(3, first_step=2, epochs=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import pytest
 
@@ -17,15 +18,18 @@ def test_numbers_do_not_depend_on_what_was_drawn_before() -> None:
 
 def test_every_argument_changes_the_numbers() -> None:
     seen = {
-        generator(seed, epoch, index, stream).random()
-        for seed, epoch, index, stream in itertools.product(range(3), range(3), range(10), (ORDER, SAMPLE, BATCH))
+        generator(seed, epoch, index, stream, copy).random()
+        for seed, epoch, index, stream, copy in itertools.product(
+            range(3), range(3), range(10), (ORDER, SAMPLE, BATCH), range(3)
+        )
     }
-    assert len(seen) == 3 * 3 * 10 * 3
+    assert len(seen) == 3 * 3 * 10 * 3 * 3
 
 
 def test_a_seed_keeps_its_meaning() -> None:
     """Stored values: the numbers of a seed must not change unnoticed, neither by this code nor by NumPy."""
     assert generator(0, 0, 0, SAMPLE).random(2).tolist() == [0.34218278474233466, 0.5765144536585864]
+    assert generator(0, 0, 0, SAMPLE, copy=1).random(2).tolist() == [0.1360783448500149, 0.1521586574569137]
     assert epoch_order(0, 0, 8).tolist() == [5, 0, 6, 1, 7, 2, 4, 3]
 
 
@@ -47,6 +51,52 @@ def test_training_shards_are_disjoint_and_equally_long(world: int) -> None:
     # All ranks together follow the epoch's order, so what one rank sees does not depend on the others' progress.
     first_step = [i for sampler in samplers for i in sampler.indices(5, 0).tolist()]
     assert first_step == epoch_order(0, 5, 50)[: 2 * world].tolist()
+
+
+def timm_repeat_aug_indices(order: list[int], world: int, rank: int, repeats: int) -> list[int]:
+    """What timm's RepeatAugSampler (timm/data/distributed_sampler.py, selected_round=0) gives a rank for this order."""
+    repeated = [index for index in order for _ in range(repeats)]
+    per_rank = -(-len(order) * repeats // world)
+    repeated += repeated[: per_rank * world - len(repeated)]
+    return repeated[rank : per_rank * world : world][: -(-len(order) // world)]
+
+
+@pytest.mark.parametrize(("world", "repeats"), [(1, 3), (2, 2), (4, 3), (3, 3), (2, 5)])
+def test_repeated_augmentation_visits_the_samples_that_timm_does_in_its_order(world: int, repeats: int) -> None:
+    order = epoch_order(0, 5, 50).tolist()
+    seen = Counter()
+    for rank in range(world):
+        sampler = TrainSampler(0, 50, 2, rank, world, repeats)
+        assert sampler.batches_per_epoch == 50 // (2 * world)  # as without repeats
+        entries = [
+            entry
+            for step in range(sampler.batches_per_epoch)
+            for entry in zip(sampler.indices(5, step).tolist(), sampler.copies(step).tolist())
+        ]
+        assert [index for index, _ in entries] == timm_repeat_aug_indices(order, world, rank, repeats)[: len(entries)]
+        seen.update(entries)
+    # Each sample in turn with all its copies, each once; only the last may lack some.
+    total = 50 // (2 * world) * 2 * world
+    expected = [(index, copy) for index in order for copy in range(repeats)][:total]
+    assert seen == Counter(expected)
+
+
+def test_copies_of_a_sample_go_to_different_ranks() -> None:
+    ranks = [TrainSampler(0, 64, 4, rank, 4, 3) for rank in range(4)]
+    where = [
+        (index, rank) for rank, sampler in enumerate(ranks) for step in range(4) for index in sampler.indices(0, step)
+    ]
+    assert len(set(where)) == len(where) == 64
+
+
+@pytest.mark.parametrize("world", (1, 3))
+def test_without_repeats_the_ranks_take_consecutive_slices_as_ever(world: int) -> None:
+    order = epoch_order(1, 2, 50).tolist()
+    for rank, step in itertools.product(range(world), range(50 // (4 * world))):
+        sampler = TrainSampler(1, 50, 4, rank, world)
+        start = (step * world + rank) * 4
+        assert sampler.indices(2, step).tolist() == order[start : start + 4]
+        assert not sampler.copies(step).any()
 
 
 @pytest.mark.parametrize(("world", "batch"), [(1, 4), (1, 13), (2, 1), (4, 3), (5, 4), (16, 2)])

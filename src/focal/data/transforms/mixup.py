@@ -27,10 +27,15 @@ class Mix:
     boxes: tuple[Optional[Box], ...]
 
 
+def unmixed(batch: int) -> Mix:
+    """A batch in which every sample stays as it is."""
+    return Mix(np.ones(batch, dtype=np.float32), (None,) * batch)
+
+
 def draw_mix(augment: AugmentConfig, batch: int, image_hw: tuple[int, int], rng: np.random.Generator) -> Mix:
     """Draw how a batch of `batch` samples is mixed; the number may be odd only if mixing is off."""
     if not (augment.mix_up or augment.cutmix):
-        return Mix(np.ones(batch, dtype=np.float32), (None,) * batch)
+        return unmixed(batch)
     draws = {"batch": 1, "pair": batch // 2, "elem": batch}[augment.mixup_mode]
     drawn = [_draw_one(augment, image_hw, rng) for _ in range(draws)]
     if augment.mixup_mode == "batch":

@@ -17,7 +17,7 @@ from focal.data.transforms.color_jitter import color_jitter
 from focal.data.transforms.crop import INTERPOLATIONS, draw_crop, draw_interpolation, eval_crop, resized_crop
 from focal.data.transforms.drop_path import draw_drop_path
 from focal.data.transforms.erasing import draw_erasures, erase
-from focal.data.transforms.mixup import draw_mix, mixed_targets, partner_masks
+from focal.data.transforms.mixup import draw_mix, mixed_targets, partner_masks, unmixed
 from focal.data.transforms.rand_augment import RandAugment
 
 
@@ -39,9 +39,9 @@ class TrainTransforms:
             policy = parse_policy(augment.auto_augment)
             self._rand_augment = RandAugment(policy, augment.interpolation, data.image_mean)
 
-    def sample_rng(self, epoch: int, index: int) -> np.random.Generator:
-        """The generator for everything random about one sample."""
-        return generator(self._seed, epoch, index, SAMPLE)
+    def sample_rng(self, epoch: int, index: int, copy: int = 0) -> np.random.Generator:
+        """The generator for everything random about one copy of a sample; without repeated augmentation it is 0."""
+        return generator(self._seed, epoch, index, SAMPLE, copy)
 
     def crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """Random resized crop and flip."""
@@ -69,9 +69,14 @@ class TrainTransforms:
     def mix(
         self, labels: np.ndarray, epoch: int, batch_number: int
     ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-        """Mixed and smoothed targets, float32 (B, num_classes), and the masks for mixing the images likewise."""
+        """Mixed and smoothed targets, float32 (B, num_classes), and the masks for mixing the images likewise.
+
+        From epoch `mixup_off_epoch` on, counted from 0, nothing is mixed; the arrays have the same shapes.
+        """
         rng = generator(self._seed, epoch, batch_number, BATCH)
-        mix = draw_mix(self._augment, len(labels), self.image_hw, rng)
+        off_epoch = self._augment.mixup_off_epoch
+        mixes = not off_epoch or epoch < off_epoch
+        mix = draw_mix(self._augment, len(labels), self.image_hw, rng) if mixes else unmixed(len(labels))
         targets = mixed_targets(labels, mix.lam, self._num_classes, self._augment.label_smoothing)
         return targets, partner_masks(mix, self.image_hw)
 
