@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from focal.errors import one_line
+from focal.errors import UserError, one_line, shown
 
 
 def test_a_message_of_several_lines_becomes_one() -> None:
@@ -16,3 +16,28 @@ def test_an_error_without_a_message_is_named_by_its_type() -> None:
 def test_mindspores_call_stack_and_what_is_too_long_are_left_out() -> None:
     assert one_line(RuntimeError("no space\n\n--------\n- C++ Call Stack\n--------\nfile.cc:1")) == "no space"
     assert one_line(ValueError("x" * 1000), most=10) == "x" * 10
+
+
+def test_a_value_in_a_message_is_shortened_however_large_it_is() -> None:
+    assert shown([2, 2, "x", None, 0.5]) == "[2, 2, 'x', None, 0.5]"
+    assert shown(1 << 20_000) == "an integer of 20001 bits"  # Python itself refuses to write it out
+    doubling: list = ["lol"]
+    for _ in range(60):
+        doubling = [doubling, doubling]
+    recursive: list = []
+    recursive.append({"a": recursive})
+    for value in (
+        "x" * 10**6,
+        doubling,
+        recursive,
+        list(range(10**5)),
+        dict.fromkeys(range(999), doubling),
+        b"b" * 10**6,
+    ):
+        assert len(shown(value)) < 500
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
+    message = str(UserError("names the field " + "x" * 10**6 + " and the way out"))
+    assert len(message) <= 2000
+    assert message.startswith("names the field x") and message.endswith("x and the way out") and " [...] " in message

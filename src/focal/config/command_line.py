@@ -153,7 +153,7 @@ def _single_values(given: Mapping[str, list[str]], last_counts: bool = False) ->
         if not all(text.strip() for text in texts):
             raise ConfigError(f"{name}: the flag --{name} has no value; give one, or omit the flag")
         if len(set(texts)) > 1:
-            values = f"{name}: given {len(texts)} times, as {' and '.join(map(shown, texts[:3]))}"
+            values = f"{name}: given {len(texts)} times, as {' and '.join(map(shown, list(dict.fromkeys(texts))[:3]))}"
             if not last_counts:
                 raise ConfigError(f"{values}; omit all but one of these flags")
             logger.warning("%s; the last one counts", values)
