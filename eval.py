@@ -50,7 +50,7 @@ def evaluate_checkpoint(job: Job) -> int:
     from focal.checkpoint.class_names import check_class_names, class_names_of
     from focal.checkpoint.files import read_checkpoint
     from focal.checkpoint.weights import assign_weights, select_weights
-    from focal.data import EvalData, check_data, with_classes_of
+    from focal.data import EvalData, check_data, check_ranks_agree, with_classes_of
     from focal.data.transforms.on_device import Normalize
     from focal.evaluation import EvalStep, evaluate
     from focal.models import create_model
@@ -66,6 +66,7 @@ def evaluate_checkpoint(job: Job) -> int:
     config = with_classes_of(layout, config)
     saved_names, allowed = class_names_of(checkpoint.meta), config.run.allow_config_change
     check_class_names("pretrained", path, saved_names, layout.known_class_names, allowed)
+    check_ranks_agree(config, device, layout)
     data = EvalData(config, layout, device.rank, device.world_size)
 
     network = create_model(config)

@@ -36,7 +36,7 @@ def check(config: Config) -> None:
 
 def train(job: Job) -> int:
     """Build data, network and step, resume if asked to, and run the loop; return the exit code."""
-    from focal.data import EvalData, TrainData, check_data, with_classes_of
+    from focal.data import EvalData, TrainData, check_data, check_ranks_agree, with_classes_of
     from focal.data.transforms.on_device import Normalize
     from focal.evaluation import EvalStep
     from focal.report import report_if_possible
@@ -48,6 +48,7 @@ def train(job: Job) -> int:
 
     layout = check_data(config, storage.data_folder())
     config, world_size = with_classes_of(layout, config), planned_world_size(config, device)
+    check_ranks_agree(config, device, layout)
     train_data = TrainData(config, layout, device.rank, world_size)
     eval_data = EvalData(config, layout, device.rank, world_size)
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from typing import Callable, Optional
 
+_LONGEST = 2000  # characters of a message
+_SHOWN = 80  # characters of a value in a message
+
 
 class UserError(ValueError):
-    """Bad input from outside (config, path, checkpoint, image): the message names it and the way out."""
+    """Bad input from outside (config, path, checkpoint, image): the message names it and the way out.
+
+    A message of more than 2000 characters loses its middle: whatever the input, it fits on a screen.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST - 500]} [...] {message[-490:]}"
+        super().__init__(message)
 
 
 def run_main(main: Callable[[], Optional[int]]) -> None:
@@ -31,6 +43,26 @@ def run_main(main: Callable[[], Optional[int]]) -> None:
         sys.stderr.write("interrupted\n")
         code = 130
     sys.exit(code or 0)
+
+
+class _Short(reprlib.Repr):
+    """Its settings bound the number of entries as well as their length, so that shared entries cannot multiply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict = 3, 6
+        self.maxlist = self.maxtuple = self.maxset = 12
+        self.maxstring = self.maxother = _SHOWN
+
+    def repr_int(self, value: int, level: int) -> str:
+        if value.bit_length() > 300:  # Python refuses to write out much longer ones
+            return f"an integer of {value.bit_length()} bits"
+        return repr(value)
+
+
+def shown(value: object) -> str:
+    """`repr` of a value for a message, shortened to some hundred characters at most."""
+    return _Short().repr(value)
 
 
 def one_line(error: BaseException, most: int = 300) -> str:

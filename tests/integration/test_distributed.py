@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from focal.distributed.collectives import TIMEOUT_EXIT_CODE
+from focal.distributed.dynamic_cluster import free_port
 from focal.predictions import Predictions
 from tests.integration.digits import write_digits
 from tests.integration.jobs import Job, job, python
@@ -74,7 +76,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(place: Path, name: str, *, script: str = TRAIN, **keys: Any) -> list[str]:
-    return python(script, config=place / "nano.yaml", data_url=place / "digits", train_url=place / name, **keys)
+    keys = {"data_url": place / "digits", **keys}
+    return python(script, config=place / "nano.yaml", train_url=place / name, **keys)
 
 
 def finish(command: list[str], log: Path, **environment: str) -> str:
@@ -175,6 +178,25 @@ def test_eval_py_over_two_ranks_equals_one_to_the_image(pair: Path) -> None:
     one, two = figures
     assert (one["images"], one["top1"], one["top5"]) == (two["images"], two["top1"], two["top5"])
     assert one["images"] == 13 and abs(one["loss"] - two["loss"]) < 1e-6
+
+
+def test_servers_with_other_settings_and_classes_end_before_the_first_step(place: Path) -> None:
+    """Two launches of train.py, as on two servers: quietly, each would train another network."""
+    shutil.copytree(place / "digits", place / "renamed")
+    for split in ("train", "val"):
+        (place / "renamed" / split / "0").rename(place / "renamed" / split / "1_of_them")
+    servers = [{"weight_decay": 0.05}, {"weight_decay": 0.1, "data_url": place / "renamed"}]
+    ranks = {"device_num": 2, "node_num": 2, "master_port": free_port(), "script": "train.py"}
+    commands = [train(place, f"server_{node}", node_rank=node, **ranks, **keys) for node, keys in enumerate(servers)]
+    with job(commands[0], place / "server_0.out") as first, job(commands[1], place / "server_1.out") as second:
+        assert first.wait(120) != 0 and second.wait(120) != 0
+        assert first.left_behind() == {} and second.left_behind() == {}
+        for running in (first, second):
+            assert "differ in their settings and class names and images of train and images of val: rank 1 from" in (
+                running.output
+            )
+            assert "weight_decay: 0.05 on rank 0, weight_decay: 0.1 on rank 1" in running.output
+    assert not (place / "server_0" / "checkpoints").exists()
 
 
 def progress(place: Path, running: Job, name: str, update: int) -> None:

@@ -34,9 +34,8 @@ def make_workplace(folder: Path, **overrides: Any) -> Path:
 
 def command(config: Path, output: Path, script: str = "train.py", **flags: Any) -> list[str]:
     """Command line of a job on the digits beside `config`."""
-    line = [sys.executable, str(REPOSITORY / script), "--config", str(config), "--train_url", str(output)]
-    line += ["--data_url", str(config.parent / "data")]
-    return line + [f"--{name}={value}" for name, value in flags.items()]
+    flags = {"config": config, "train_url": output, "data_url": config.parent / "data", **flags}
+    return [sys.executable, str(REPOSITORY / script), *(f"--{name}={value}" for name, value in flags.items())]
 
 
 def records(output: Path, kind: str = "train") -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from focal.errors import one_line, run_main
+from focal.errors import UserError, one_line, run_main, shown
 
 
 def test_a_message_of_several_lines_becomes_one() -> None:
@@ -36,3 +36,28 @@ def test_a_locale_that_lacks_characters_of_a_path_is_one_error(capsys: pytest.Ca
 def test_a_text_that_is_not_unicode_is_a_defect_and_keeps_its_traceback() -> None:
     with pytest.raises(UnicodeEncodeError):
         run_main(lambda: len("\udcff".encode()))
+
+
+def test_a_value_in_a_message_is_shortened_however_large_it_is() -> None:
+    assert shown([2, 2, "x", None, 0.5]) == "[2, 2, 'x', None, 0.5]"
+    assert shown(1 << 20_000) == "an integer of 20001 bits"  # Python itself refuses to write it out
+    doubling: list = ["lol"]
+    for _ in range(60):
+        doubling = [doubling, doubling]
+    recursive: list = []
+    recursive.append({"a": recursive})
+    for value in (
+        "x" * 10**6,
+        doubling,
+        recursive,
+        list(range(10**5)),
+        dict.fromkeys(range(999), doubling),
+        b"b" * 10**6,
+    ):
+        assert len(shown(value)) < 500
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
+    message = str(UserError("names the field " + "x" * 10**6 + " and the way out"))
+    assert len(message) <= 2000
+    assert message.startswith("names the field x") and message.endswith("x and the way out") and " [...] " in message

@@ -36,7 +36,7 @@ def import_c2net() -> ModuleType:
     """
     try:
         import c2net.context as context
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"this is an OpenI task (DATA_DOWNLOAD_METHOD is set), but c2net cannot be imported ({error}); "
             "pip install c2net==0.2.0, or unset DATA_DOWNLOAD_METHOD to run as a local job"
@@ -57,6 +57,8 @@ def call_c2net(function: Callable[[], object]) -> None:
     try:
         with contextlib.redirect_stdout(printed):
             function()
+    except SystemExit as error:
+        failure = f"it ended with sys.exit({error})"
     except Exception as error:
         failure = one_line(error)
     for line in filter(None, (line.strip() for line in printed.getvalue().splitlines())):

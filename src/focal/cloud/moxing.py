@@ -41,7 +41,7 @@ def import_moxing() -> ModuleType:
     hint = "run in an image of ModelArts or OpenI, which brings it (pip cannot install it), or leave out --run_openi"
     try:
         import moxing
-    except Exception as error:  # the unrelated package may fail in any way while it is imported
+    except (Exception, SystemExit) as error:  # the unrelated package may fail in any way while it is imported
         raise UserError(f"moxing cannot be imported ({one_line(error)}); {hint}") from None
     if not callable(getattr(getattr(moxing, "file", None), "copy_parallel", None)):
         raise UserError(
@@ -249,6 +249,8 @@ def _exists(url: str) -> bool:
 def _errors_of(url: str) -> Iterator[None]:
     try:
         yield
+    except SystemExit as error:
+        raise UserError(f"moxing: {url}: moxing ended with sys.exit({error})") from error
     except Exception as error:
         raise UserError(f"moxing: {url}: {one_line(error)}") from error
 

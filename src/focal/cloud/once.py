@@ -31,19 +31,16 @@ _REASON_BYTES = 400
 def once_per_machine(device: Device, what: str, work: Callable[[], None]) -> None:
     """Run `work` in local rank 0 of each machine and return in every rank once it is done everywhere.
 
-    Every rank must call it. A job of one process does the work in its own thread.
+    Every rank must call it.
 
     Args:
         what: a word for the work, for messages, e.g. "data".
         work: called in local rank 0 only, in a thread.
 
     Raises:
-        Exception: whatever `work` raised in this process.
+        Exception: whatever `work` raised in this process, but UserError for SystemExit.
         UserError: the work failed in another process, or is not done after `WORK_TIMEOUT`.
     """
-    if device.world_size == 1:
-        work()
-        return
     worker = _Worker(what, work)
     if device.local_rank == 0:
         worker.start()
@@ -78,6 +75,8 @@ class _Worker(threading.Thread):
     def run(self) -> None:
         try:
             self._work()
+        except SystemExit as error:  # which would end the job, perhaps with exit code 0, without a word
+            self.error = UserError(f"{self.name}: the program that copies ended with sys.exit({error})")
         except BaseException as error:
             self.error = error
 

@@ -51,7 +51,7 @@ class Uploader:
         self._send = send
         self._requested = threading.Event()
         self._closing = threading.Event()
-        self._error: Optional[Exception] = None
+        self._error: Optional[BaseException] = None
         self._thread = threading.Thread(target=self._serve, name="uploader", daemon=True)
         self._thread.start()
 
@@ -59,7 +59,7 @@ class Uploader:
         """Have the results so far sent soon; returns at once."""
         self._requested.set()
 
-    def close(self) -> Optional[Exception]:
+    def close(self) -> Optional[BaseException]:
         """Send once more, end the thread, and return the error if that last round failed or took over `LAST_ROUND`."""
         self._closing.set()
         self._requested.set()
@@ -78,5 +78,5 @@ class Uploader:
                 # During training `close` cuts a pause short, because the last round follows at once.
                 with_retries(self._what, self._send, pause=time.sleep if closing else self._closing.wait)
                 self._error = None
-            except Exception as error:
+            except BaseException as error:  # SystemExit, say, would end this thread in silence
                 self._error = error

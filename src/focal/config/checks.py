@@ -5,6 +5,8 @@ from __future__ import annotations
 from focal.config.rand_augment_policy import parse_policy
 from focal.config.schema import Config, ConfigError
 
+_MOST_STAGES = 10
+
 
 def check_combinations(config: Config) -> None:
     """Raise `ConfigError` for the first combination of settings that cannot work."""
@@ -21,6 +23,8 @@ def _check_model(config: Config) -> None:
     stages = len(model.depths)
     if not stages:
         raise ConfigError("depths: [] defines no stages; give the number of blocks of each, e.g. [2, 2, 6, 2]")
+    if stages > _MOST_STAGES:
+        raise ConfigError(f"depths: {stages} stages are more than {_MOST_STAGES}; each halves the map")
     for name in ("num_heads", "focal_levels", "focal_windows", "expand_sizes"):
         entries = getattr(model, name)
         if len(entries) != stages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional
@@ -13,6 +14,9 @@ from focal.config.help import add_key_flags, complete_for_shell, script_parser
 from focal.config.loading import all_keys, load_config, read_keys, suggestion
 from focal.config.schema import DEFAULT_ARCH, Config, ConfigError
 from focal.config.yaml_files import CONFIG_FOLDER
+from focal.errors import shown
+
+logger = logging.getLogger("focal")
 
 
 def config_from_command_line(
@@ -28,19 +32,20 @@ def config_from_command_line(
         description: the script's docstring, from which `--help` takes its first lines and its examples.
         defaults: values of keys that neither YAML nor flags give.
         tolerate_unknown: return unknown flags instead of refusing them, because cloud platforms add flags of their
-            own. `--run_openi True` on the command line has the same effect.
+            own; of a flag that is given twice, the last one then counts. `--run_openi True` on the command line has
+            the same effect.
 
     Returns:
         The configuration, and the unknown arguments that were tolerated.
 
     Raises:
-        ConfigError: see `load_config`; also for an unknown flag.
+        ConfigError: see `load_config`; also for a flag that is unknown, empty, or given twice with different values.
     """
     flags, unknown = _make_parser(description).parse_known_args([_with_underscores(argument) for argument in argv])
-    given = vars(flags)
-    if unknown and not (tolerate_unknown or str(given.get("run_openi")).lower() == "true"):
+    tolerant = tolerate_unknown or "true" in [text.lower() for text in vars(flags).get("run_openi", [])]
+    if unknown and not tolerant:
         raise ConfigError(_unknown_argument(unknown[0]))
-    return _load(given, defaults or {}), unknown
+    return _load(_single_values(vars(flags), tolerant), defaults or {}), unknown
 
 
 def config_and_arguments(
@@ -71,14 +76,14 @@ def parse_flags(
     """The keys that flags give, `config` among them, and the script's own arguments; see `config_and_arguments`.
 
     Raises:
-        ConfigError: a flag is unknown.
+        ConfigError: a flag is unknown, empty, or given twice with different values.
     """
     parser = _make_parser(description, add_arguments)
     parsed, unknown = parser.parse_known_intermixed_args([_with_underscores(argument) for argument in argv])
     if unknown:
         raise ConfigError(_unknown_argument(unknown[0]))
     keys = {"config", *all_keys()}
-    given = {name: value for name, value in vars(parsed).items() if name in keys}
+    given = _single_values({name: texts for name, texts in vars(parsed).items() if name in keys})
     own = {name: value for name, value in vars(parsed).items() if name not in keys}
     return given, argparse.Namespace(**own)
 
@@ -135,6 +140,24 @@ def _with_underscores(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _single_values(given: Mapping[str, list[str]], last_counts: bool = False) -> dict[str, Any]:
+    """The one value of each flag.
+
+    Args:
+        given: key -> the texts that its flag was given with.
+        last_counts: of several values take the last, with a warning.
+    """
+    for name, texts in given.items():
+        if not all(text.strip() for text in texts):
+            raise ConfigError(f"{name}: the flag --{name} has no value; give one, or omit the flag")
+        if len(set(texts)) > 1:
+            values = f"{name}: given {len(texts)} times, as {' and '.join(map(shown, list(dict.fromkeys(texts))[:3]))}"
+            if not last_counts:
+                raise ConfigError(f"{values}; omit all but one of these flags")
+            logger.warning("%s; the last one counts", values)
+    return {name: texts[-1] for name, texts in given.items()}
 
 
 def _unknown_argument(argument: str) -> str:

@@ -57,22 +57,26 @@ def script_parser(
 def add_key_flags(parser: argparse.ArgumentParser) -> None:
     """Add `--config` and a flag per key, grouped by section, after the script's own arguments.
 
-    Keys that are not given are absent from the result. The usage line names the script's own arguments only.
+    Keys that are not given are absent from the result; the others have a list of the texts that were given. The usage
+    line names the script's own arguments only.
     """
     own = parser.format_usage().partition(" ")[2].split()
     parser.usage = " ".join([*own, "[--config FILE] [--KEY VALUE ...]"]).replace("%", "%%")
     parser.description = f"{parser.description}\n\n{_DEFAULTS}"
     general = parser.add_argument_group("configuration", argument_default=argparse.SUPPRESS)
     general.add_argument(
-        "--config", "--config_file", dest="config", metavar="FILE", help="YAML file (default: configs/<arch>.yaml)"
-    )
+        "--config", "--config_file", dest="config", action="append", metavar="FILE",
+        help="YAML file (default: configs/<arch>.yaml)",
+    )  # fmt: skip
     keys = all_keys()
     for name, section in SECTIONS.items():
         group = parser.add_argument_group(name, section.__doc__, argument_default=argparse.SUPPRESS)
         for field in dataclasses.fields(section):
             key = keys[field.name]
             help_text = f"{field.metadata['help']} [{describe_value(field.default)}]".replace("%", "%%")
-            flag = group.add_argument(f"--{field.name}", metavar=describe_placeholder(key), help=help_text)
+            flag = group.add_argument(
+                f"--{field.name}", action="append", metavar=describe_placeholder(key), help=help_text
+            )
             _offer_values(flag, key)
 
 

@@ -15,6 +15,7 @@ from focal.config.checks import check_combinations
 from focal.config.schema import DEFAULT_ARCH, SECTIONS, Config, ConfigError
 from focal.config.values import coerce
 from focal.config.yaml_files import read_chain, write_yaml
+from focal.errors import shown
 
 # Names that other codebases use for our keys, to suggest the right one.
 _ALIASES = {
@@ -103,12 +104,12 @@ def read_keys(path: Path) -> dict[str, Any]:
 def _check_names(names: Iterable[Any], where: str = "") -> None:
     for name in names:
         if name not in all_keys():
-            raise ConfigError(f"unknown key {name!r}{where}{suggestion(name)}")
+            raise ConfigError(f"unknown key {shown(name)}{where}{suggestion(name)}")
 
 
 def suggestion(name: Any) -> str:
     """End of an error message about the unknown key `name`: the nearest known key, or where to find all keys."""
-    normal = str(name).replace("-", "_")
+    normal = (name if isinstance(name, str) else shown(name))[:100].replace("-", "_")
     if normal in _ALIASES:
         return f"; did you mean {_ALIASES[normal]}?"
     by_lower = {known.lower(): known for known in all_keys()}

@@ -9,6 +9,7 @@ import typing
 from typing import Any, Union
 
 from focal.config.schema import ConfigError
+from focal.errors import shown
 
 _BOUNDS = {
     "low": (operator.ge, "at least"),
@@ -22,7 +23,7 @@ _TYPE_NAMES = {bool: "True or False", int: "an integer", float: "a number", str:
 def coerce(field: dataclasses.Field[Any], hint: Any, raw: Any) -> Any:
     """Return `raw` as a value of type `hint` that satisfies the field's limits.
 
-    Numbers may come as text: flags always do, and YAML 1.1 reads `5e-4` (without a dot) as text.
+    Numbers may come as text: flags always do, and YAML files where YAML 1.1 would read something else (yaml_files.py).
 
     Args:
         field: the key's declaration, whose metadata holds its limits.
@@ -35,7 +36,9 @@ def coerce(field: dataclasses.Field[Any], hint: Any, raw: Any) -> Any:
     try:
         value = _convert(hint, raw)
     except (ValueError, OverflowError):
-        raise ConfigError(f"{field.name}: {raw!r} is not {_describe(hint)}") from None
+        raise ConfigError(f"{field.name}: {shown(raw)} is not {_describe(hint)}") from None
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise ConfigError(f"{field.name}: {shown(value)} is empty or holds a NUL character; give a value, or omit it")
     if value is not None:
         _check_limits(field, value)
     return value
@@ -52,7 +55,7 @@ def _convert(hint: Any, raw: Any) -> Any:
         if isinstance(raw, str):
             return raw
     elif hint is bool:
-        if str(raw).lower() in ("true", "false") and isinstance(raw, (bool, str)):
+        if isinstance(raw, (bool, str)) and str(raw).lower() in ("true", "false"):
             return str(raw).lower() == "true"
     elif isinstance(raw, (int, float, str)) and not isinstance(raw, bool):
         number = float(raw)
@@ -62,7 +65,7 @@ def _convert(hint: Any, raw: Any) -> Any:
 
 
 def _convert_union(options: tuple[Any, ...], raw: Any) -> Any:
-    if type(None) in options and (raw is None or str(raw).lower() in ("none", "null", "")):
+    if type(None) in options and (raw is None or (isinstance(raw, str) and raw.lower() in ("none", "null", ""))):
         return None
     for option in options:
         if option is not type(None):
@@ -96,9 +99,9 @@ def _check_limits(field: dataclasses.Field[Any], value: Any) -> None:
     limits = field.metadata
     entries = value if isinstance(value, tuple) else (value,)
     if "length" in limits and len(entries) != limits["length"]:
-        raise ConfigError(f"{field.name}: {list(entries)} must have {limits['length']} entries")
+        raise ConfigError(f"{field.name}: {shown(list(entries))} must have {limits['length']} entries")
     if "choices" in limits and value not in limits["choices"]:
-        raise ConfigError(f"{field.name}: {value!r} is not one of {', '.join(map(str, limits['choices']))}")
+        raise ConfigError(f"{field.name}: {shown(value)} is not one of {', '.join(map(str, limits['choices']))}")
     for entry in entries:
         for name, (holds, words) in _BOUNDS.items():
             if name in limits and not holds(entry, limits[name]):

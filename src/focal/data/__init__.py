@@ -2,6 +2,7 @@
 
     layout.py       which splits a data folder holds, as folder.py (class folders) or mindrecord.py
     sampler.py      which images make up a batch, and the random numbers for them
+    agreement.py    whether all ranks of a job have the same data
     loader.py       TrainData, EvalData: make one batch by its number
     folder.py       the bytes of the image file
     decode.py       bytes to RGB
@@ -12,6 +13,7 @@
 Everything random is a pure function of (seed, epoch, index).
 """
 
+from focal.data.agreement import check_ranks_agree
 from focal.data.layout import DataLayout, check_data, find_class_names, with_classes_of
 from focal.data.loader import EvalData, TrainBatch, TrainData, blank_batch, load_eval_image
 
@@ -22,6 +24,7 @@ __all__ = [
     "TrainData",
     "blank_batch",
     "check_data",
+    "check_ranks_agree",
     "find_class_names",
     "load_eval_image",
     "with_classes_of",

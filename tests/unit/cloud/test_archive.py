@@ -64,7 +64,7 @@ def test_an_entry_that_leaves_the_folder_is_refused(tmp_path: Path, name: str, k
 @pytest.mark.parametrize("kind", (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE))
 def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
     archive = _tar(tmp_path / "bad.tar.gz", _entry("a", b"", type=kind, linkname="../../etc"))
-    with pytest.raises(UserError, match="only files"):
+    with pytest.raises(UserError, match="only plain files"):
         unpack_archive(archive, tmp_path / "out")
     assert not os.path.lexists(tmp_path / "out" / "a")
 
@@ -76,6 +76,72 @@ def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
         zipped.writestr(info, "/etc/passwd")
     with pytest.raises(UserError, match="link"):
         unpack_archive(tmp_path / "bad.zip", tmp_path / "out")
+
+
+# ---- bombs
+
+
+def _zeros(path: Path, size: int, names: int = 1) -> Path:
+    """An archive with `names` files of `size` zeros each, compressed about a thousand times."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for index in range(names):
+                zipped.writestr(f"{index}.png", b"\0" * size)
+        return path
+    return _tar(path, lambda tar: [_entry(f"{index}.png", b"\0" * size)(tar) for index in range(names)])
+
+
+@pytest.fixture
+def small_allowance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One megabyte instead of a hundred, so that a bomb need not be large."""
+    monkeypatch.setattr("focal.cloud.archive.ALWAYS_ALLOWED", 1_000_000)
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
+def test_a_bomb_of_zeros_is_refused(tmp_path: Path, kind: str, small_allowance: None) -> None:
+    archive = _zeros(tmp_path / f"bomb.{kind}", size=700_000, names=3)
+    with pytest.raises(UserError, match=r"holds too many bytes for its \d+; refused, as it may be made to fill a disk"):
+        unpack_archive(archive, tmp_path / "out")
+    assert sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()) <= 1_000_000
+    unpack_archive(_zeros(tmp_path / f"small.{kind}", size=700_000), tmp_path / "small")
+    assert (tmp_path / "small" / "0.png").stat().st_size == 700_000
+
+
+def test_zeros_after_the_end_of_a_tar_are_not_read_for_ever(tmp_path: Path, small_allowance: None) -> None:
+    whole = _tar(tmp_path / "a.tar", _three_files, "w").read_bytes()
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(whole + b"\0" * 3_000_000))
+    with pytest.raises(UserError, match="too many bytes"):
+        unpack_archive(tmp_path / "a.tar.gz", tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip"])
+def test_too_many_entries_are_refused(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("focal.cloud.archive.MOST_ENTRIES", 5)
+    unpack_archive(_zeros(tmp_path / f"five.{kind}", size=0, names=5), tmp_path / "five")
+    with pytest.raises(UserError, match="holds too many entries"):
+        unpack_archive(_zeros(tmp_path / f"six.{kind}", size=0, names=6), tmp_path / "six")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_header_that_would_fill_the_memory_is_refused(tmp_path: Path, kind: bytes) -> None:
+    info = tarfile.TarInfo("long")
+    info.type, info.size = kind, 8 << 30
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + b"\0" * 10_240)
+    with pytest.raises(UserError, match="a header in it claims 8589934592 bytes"):
+        unpack_archive(tmp_path / "a.tar", tmp_path / "out")
+
+
+def test_a_sparse_file_is_refused(tmp_path: Path) -> None:
+    """A few bytes that stand for a terabyte of zeros."""
+    fields = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 40)}
+    fields["GNU.sparse.name"] = "huge.png"
+    info = tarfile.TarInfo("GNUSparseFile.0/huge.png")
+    info.pax_headers, info.size = fields, 512
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO(b"0\n".ljust(512, b"\0")))
+    with pytest.raises(UserError, match="sparse file"):
+        unpack_archive(tmp_path / "a.tar", tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.png"))
 
 
 def _three_files(tar: tarfile.TarFile) -> None:

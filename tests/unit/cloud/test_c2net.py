@@ -190,6 +190,14 @@ def test_an_error_that_is_only_printed_is_raised(capsys: pytest.CaptureFixture) 
     assert capsys.readouterr().out == ""
 
 
+def test_a_c2net_that_exits_is_an_error() -> None:
+    def exits() -> None:
+        raise SystemExit(0)
+
+    with pytest.raises(UserError, match=r"c2net: it ended with sys\.exit\(0\)"):
+        call_c2net(exits)
+
+
 def test_the_output_folder_is_known_before_the_storage_is_opened(task: Path) -> None:
     environ = {"DATA_DOWNLOAD_METHOD": "MOUNT", "LOCAL_DATASET_PATH": "/d", "LOCAL_OUTPUT_PATH": "/o"}
     assert resolve_output_folder(load_config({"device_target": "CPU"}), environ) == "/o"

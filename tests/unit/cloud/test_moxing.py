@@ -337,6 +337,67 @@ def test_results_that_cannot_be_sent_are_an_error_at_the_end(tmp_path: Path, buc
     assert len(bucket.calls) == 5
 
 
+def exits() -> None:
+    """What a platform's program may do when it finds no credentials, say."""
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize("times", [2, 99])
+def test_a_copy_that_exits_fails_as_any_other(tmp_path: Path, bucket: FakeFile, times: int, caplog: Any) -> None:
+    """Results: sent by a later attempt, or an error at the end; data likewise."""
+    for step in (lambda place: place.data_folder(), lambda place: place.close()):
+        place = storage(tmp_path)
+        Path(place.output_folder).mkdir(parents=True, exist_ok=True)
+        (Path(place.output_folder) / "a").write_text("x")
+        bucket.failures = [exits] * times
+        if times == 2:
+            step(place)
+        else:
+            with pytest.raises(UserError, match=r"moxing ended with sys\.exit\(0\)"):
+                step(place)
+        assert "moxing ended with sys.exit(0)); again in" in caplog.text
+        caplog.clear()
+    assert (bucket.root / "bucket" / "out" / "job1" / "a").exists() == (times == 2)
+
+
+def test_a_last_upload_that_stalls_is_an_error_that_says_where_the_results_are(
+    tmp_path: Path, bucket: FakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("focal.cloud.upload.LAST_ROUND", 0.1)
+    network = threading.Event()
+    bucket.failures = [lambda: network.wait(60)]
+    place = storage(tmp_path)
+    Path(place.output_folder).mkdir(parents=True)
+    (Path(place.output_folder) / "a").write_text("x")
+    with pytest.raises(UserError, match="could not be sent .*not finished after 0 s.*they are in .*output"):
+        place.close()
+    network.set()
+
+
+def test_an_upload_that_is_interrupted_goes_on_with_what_has_not_arrived(tmp_path: Path, bucket: FakeFile) -> None:
+    """The connection breaks after the first of three files, twice; each attempt sends what is not there whole."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / name).write_text(name * 5)
+    real = shutil.copyfile
+
+    def breaks_after_one(source: Path, place: Path) -> None:
+        real(source, place)
+        raise OSError("connection reset")
+
+    sender = ResultSender(folder, "obs://bucket/o")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.unit.cloud.fake_moxing.shutil.copyfile", breaks_after_one)
+        for _ in range(2):
+            with pytest.raises(UserError, match="connection reset"):
+                sender.send()
+    sender.send()
+    assert {name: (bucket.root / "bucket" / "o" / name).read_text() for name in "abc"} == {
+        "a": "aaaaa", "b": "bbbbb", "c": "ccccc"
+    }  # fmt: skip
+
+
 def test_a_failed_upload_does_not_hide_the_failure_of_training(tmp_path: Path, bucket: FakeFile, caplog: Any) -> None:
     bucket.failures = [lambda: (_ for _ in ()).throw(OSError("quota exceeded"))] * 99
     with pytest.raises(ZeroDivisionError), storage(tmp_path) as place:

@@ -65,13 +65,25 @@ def test_a_failure_ends_every_rank_with_its_reason(run_ranks: Callable) -> None:
         assert str(outcome[rank]) == "data: rank 2 failed: the bucket is gonë; see its log"
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), MemoryError()])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError()])
 def test_any_exception_counts_as_a_failure(run_ranks: Callable, error: BaseException) -> None:
     outcome = run_ranks(
         *(lambda device=device: once_per_machine(device, "data", failing(error)) for device in ranks_of(1, 2))
     )
     assert outcome[0] is error
     assert type(error).__name__ in str(outcome[1])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_copying_program_that_exits_ends_the_job_with_an_error(run_ranks: Callable, ranks: int) -> None:
+    """SystemExit(0) would end rank 0 with exit code 0 and without a word."""
+    outcome = run_ranks(
+        *(
+            lambda device=device: once_per_machine(device, "data", failing(SystemExit(0)))
+            for device in ranks_of(1, ranks)
+        )
+    )
+    assert all(isinstance(error, UserError) and "ended with sys.exit(0)" in str(error) for error in outcome)
 
 
 def test_a_reason_longer_than_the_exchange_is_cut(run_ranks: Callable) -> None:
@@ -100,13 +112,14 @@ def test_a_rank_that_dies_is_noticed_by_the_exchange(monkeypatch: pytest.MonkeyP
     assert [timeout - 60 for timeout in timeouts] == [COLLECTIVE_TIMEOUT, once.SILENCE_TIMEOUT, once.SILENCE_TIMEOUT]
 
 
-def test_work_that_takes_too_long_is_a_failure(run_ranks: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_work_that_stalls_is_a_failure(run_ranks: Callable, monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
     monkeypatch.setattr(once, "WORK_TIMEOUT", 0.1)
     network = threading.Event()
     outcome = run_ranks(
         *(
             lambda device=device: once_per_machine(device, "data", lambda: network.wait(60) and None)
-            for device in ranks_of(1, 2)
+            for device in ranks_of(1, ranks)
         )
     )
     network.set()
@@ -123,7 +136,7 @@ def test_a_long_wait_is_reported(
     assert "data: not ready yet after" in caplog.text
 
 
-def test_a_job_of_one_process_works_in_its_own_thread() -> None:
-    threads: list[threading.Thread] = []
-    once_per_machine(Device(), "data", lambda: threads.append(threading.current_thread()))
-    assert threads == [threading.current_thread()]
+def test_a_job_of_one_process_does_the_work_once() -> None:
+    worked: list[int] = []
+    once_per_machine(Device(), "data", lambda: worked.append(1))
+    assert worked == [1]

@@ -79,6 +79,22 @@ def test_close_returns_the_error_of_the_last_round() -> None:
     assert isinstance(error, OSError) and len(calls) == 5
 
 
+def test_a_send_that_exits_is_an_error_of_the_last_round() -> None:
+    """SystemExit ends a thread in silence, and nothing would have been sent."""
+
+    def send() -> None:
+        calls.append(1)
+        raise SystemExit(0)
+
+    calls: list[int] = []
+    uploader = Uploader("x", send)
+    uploader.request()
+    deadline = time.monotonic() + 10
+    while not calls and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert isinstance(uploader.close(), SystemExit) and len(calls) == 2  # the thread has lived on
+
+
 def test_an_early_failure_is_forgotten_once_it_is_sent() -> None:
     work, calls = failing(7)
     uploader = Uploader("x", work)

@@ -34,7 +34,6 @@ def test_flags_win_over_yaml_and_yaml_over_the_scripts_defaults(write_yaml):
     config, _ = from_flags("--config", path, "--batch_size", "12", defaults={"batch_size": 2, "log_steps": 3})
     assert (config.optim.epochs, config.data.batch_size, config.run.log_steps) == (77, 12, 3)
     assert config.optim.warmup_length == all_keys()["warmup_length"].field.default
-    assert from_flags("--config", path, "--epochs", "5", "--epochs", "9")[0].optim.epochs == 9  # the last flag
 
 
 def other_value(name: str) -> str:
@@ -170,6 +169,34 @@ def test_a_script_with_arguments_of_its_own_refuses_unknown_flags(write_yaml):
 def test_flags_cannot_be_abbreviated(write_yaml):
     with pytest.raises(ConfigError, match="unknown flag --epoch; did you mean epochs"):
         from_flags("--config", write_yaml(""), "--epoch=3")
+
+
+def test_a_flag_that_is_given_twice_is_refused_with_both_values(write_yaml):
+    line = ["--config", write_yaml(""), "--epochs", "5", "--epochs=9"]
+    message = "^epochs: given 2 times, as '5' and '9'; omit all but one of these flags$"
+    with pytest.raises(ConfigError, match=message):
+        from_flags(*line)
+    with pytest.raises(ConfigError, match=message):
+        config_and_arguments([*line, "a.png"], "", add_arguments)
+    with pytest.raises(ConfigError, match="^config: given 2 times"):
+        from_flags(*line[:4], "--config", "other.yaml")
+    assert from_flags(*line[:4], "--epochs=5")[0].optim.epochs == 5  # both say the same
+
+
+def test_on_a_cloud_platform_the_last_of_two_flags_counts_with_a_warning(write_yaml, caplog):
+    line = ["--config", write_yaml(""), "--data_url=obs://from/platform", "--data_url=digits"]
+    for options in ({"tolerate_unknown": True}, {}):
+        flags = line if options else [*line, "--run_openi=True"]
+        assert from_flags(*flags, **options)[0].data.data_url == "digits"
+        assert "data_url: given 2 times, as 'obs://from/platform' and 'digits'; the last one counts" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize("name", ["resume", "train_url", "epochs", "focal_stages", "config"])
+def test_an_empty_flag_is_refused(name, write_yaml):
+    for flag in ([f"--{name}="], [f"--{name}", " "]):
+        with pytest.raises(ConfigError, match=f"^{name}: the flag --{name} has no value; give one, or omit the flag$"):
+            from_flags(*([] if name == "config" else ["--config", write_yaml("")]), *flag)
 
 
 def test_a_stray_argument_is_refused(write_yaml):

@@ -104,17 +104,53 @@ def test_a_base_that_cannot_be_used_is_refused_with_the_files_on_the_way(files, 
      ("epochs: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
      ("1: 2\n", "unknown key 1"),
      # PyYAML lets exceptions of int(), datetime and the stack through.
-     ("seed: 2020-13-45\n", "not valid YAML"),
-     ("seed: 0x_\n", "not valid YAML"),
+     ("seed: 2020-13-45\n", "seed: '2020-13-45' is not an integer"),
+     ("seed: 0x_\n", "seed: '0x_' is not an integer"),
      ("seed: !!int abc\n", "not valid YAML"),
      ("seed: !!timestamp x\n", "not valid YAML"),
-     pytest.param("seed: " + "9" * 5000 + "\n", "not valid YAML|seed", id="5000 digits"),
-     pytest.param("seed: " + "[" * 2000 + "\n", "not valid YAML", id="2000 brackets")],
+     ("seed: !!timestamp 2020-01-02\n", "seed: datetime.date.2020, 1, 2. is not an integer"),
+     ("train_url: a\0b\n", "not valid YAML: unacceptable character #x0000"),
+     ('train_url: "a\\0b"\n', "train_url: 'a.x00b' is empty or holds a NUL character"),
+     ("train_url: ''\n", "train_url: '' is empty"),
+     ("<<: {epochs: 3}\n", "not valid YAML"),
+     pytest.param("seed: 0x" + "f" * 80_000 + "\n", "seed: '0xf+\\.\\.\\.f+' is not an integer", id="hexadecimal"),
+     pytest.param("seed: " + "9" * 80_000 + "\n", "seed: '9+\\.\\.\\.9+' is not an integer", id="80,000 digits"),
+     pytest.param("seed: !!int " + "9" * 80_000 + "\n", "not valid YAML|seed", id="80,000 digits with a tag"),
+     pytest.param("depths: [" + "1," * 4_000 + "]\n", "depths: 4000 stages are more than 10", id="4000 stages"),
+     pytest.param("k" * 1_000 + ": 1\n", "unknown key 'k+\\.\\.\\.k+'", id="a long key"),
+     pytest.param("seed: !" + "t" * 80_000 + " 1\n", "not valid YAML", id="a long tag"),
+     pytest.param("base: " + "b" * 80_000 + "\n", "base: .* does not exist", id="a long base"),
+     pytest.param("# " + "x" * 200_000, "has more than 100000 bytes; is it a file of settings", id="a huge file"),
+     pytest.param("seed: " + "[" * 500 + "\n", "not valid YAML", id="500 brackets")],
 )  # fmt: skip
 def test_a_file_that_is_not_a_mapping_of_keys_is_refused(text, message, write_yaml):
     with pytest.raises(ConfigError, match=message) as error:
         load_config(write_yaml(text))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) <= 2000
+
+
+@pytest.mark.parametrize("name", ["depths", "use_ema", "qk_scale", "image_size", "arch", "epochs", "base", "beta"])
+def test_aliases_that_double_again_and_again_are_one_short_error(name, write_yaml):
+    """Thirty levels: a billion words if they are written out."""
+    lines = ["- &a0 [lol, lol]", *(f"- &a{level} [*a{level - 1}, *a{level - 1}]" for level in range(1, 30))]
+    text = f"{name}:\n" + "".join(f"  {line}\n" for line in lines)
+    with pytest.raises(ConfigError, match=f"^{name}: .* is not") as error:
+        load_config(write_yaml(text))
+    assert len(str(error.value)) < 600
+
+
+def test_numbers_are_decimal_as_in_flags(write_yaml):
+    """YAML 1.1 reads 010 as 8, 1:30 as 90 and 0x10 as 16."""
+    text = "epochs: 010\nwarmup_length: !!int 010\nbase_lr: 00.5\nlog_steps: 1_000\nmin_lr: +1.e-3\n"
+    config = load_config(write_yaml(text))
+    assert (config.optim.epochs, config.optim.warmup_length, config.optim.base_lr) == (10, 10, 0.5)
+    assert (config.run.log_steps, config.optim.min_lr) == (1000, 1e-3)
+    for word in ("1:30", "0x10", "0b11", "0o17", "1:30.5"):
+        for name in ("epochs", "base_lr"):
+            with pytest.raises(ConfigError, match=f"^{name}: '{word}' is not an? "):
+                load_config(write_yaml(f"{name}: {word}\n"))
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(write_yaml("base_lr: !!float 1:30\n"))
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):
