@@ -33,7 +33,11 @@ def read_official_weights(path: str) -> dict[str, np.ndarray]:
     reader = _READERS[_kind_of(file)]
     if not file.is_file():
         raise UserError(f"{path}: no such file")
-    return reader(file)
+    state = reader(file)
+    strange = [name for name, value in state.items() if value.dtype.kind not in "biuf"]
+    if strange:
+        raise UserError(f"{path}: {strange[0]} holds {state[strange[0]].dtype} instead of numbers")
+    return state
 
 
 def _kind_of(file: Path) -> str:
@@ -91,6 +95,7 @@ _READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,
 }
+OFFICIAL_KINDS = tuple(_READERS)
 
 
 def write_official_weights(path: str, state: Mapping[str, np.ndarray]) -> None:
@@ -133,9 +138,6 @@ def convert_to_checkpoint(source: str, target: str, config: Config) -> list[str]
         UserError: entries are missing, unexpected or misshaped (all are named), or `target` cannot be written.
     """
     state = read_official_weights(source)
-    strange = [name for name, value in state.items() if value.dtype.kind not in "biuf"]
-    if strange:
-        raise UserError(f"{source}: {strange[0]} holds {state[strange[0]].dtype} instead of numbers")
     network = create_model(config)
     made_for = settings_of_file(state, config)
     notes: list[str] = []
