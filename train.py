@@ -41,7 +41,7 @@ def train(job: Job) -> int:
     train_data = TrainData(config, layout, device.rank, world_size)
     eval_data = EvalData(config, layout, device.rank, world_size)
 
-    network = build_network(config)
+    network = build_network(config, layout.known_class_names)
     train_step = build_train_step(config, network, train_data.batches_per_epoch, device)
     eval_step = EvalStep(network, Normalize(config.data), return_logits=True)
 

@@ -3,8 +3,10 @@
     python scripts/convert_weights.py --from X.pth --arch focal_tiny_patch4_window7_224 --to X.ckpt
     python scripts/convert_weights.py --from best.ckpt --config configs/mine.yaml --to X.safetensors [--use_ema True]
 
-Weight files: .pth (with PyTorch, an optional extra; nothing in the file is executed), .safetensors, .npz.
---num_classes and --image_size may differ from the file's: the head, or what depends on the size, is re-initialised.
+Weight files: .pth (with PyTorch, an optional extra), .safetensors, .npz, and to read from, PaddlePaddle's .pdparams.
+Nothing in a file is executed. Its size and checksum are printed.
+--num_classes, --image_size and --window_size may differ from the file's: the head is re-initialised, and what has the
+size of a window or image is resampled.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from focal.config import ConfigError, config_and_arguments  # noqa: E402
 from focal.errors import run_main  # noqa: E402
 
-WEIGHT_FILES = (".pth", ".pt", ".safetensors", ".npz")
+WEIGHT_FILES = (".pth", ".pt", ".safetensors", ".npz", ".pdparams")
 
 
 def main() -> Optional[int]:
@@ -31,12 +33,15 @@ def main() -> Optional[int]:
 
     ms.set_context(mode=ms.PYNATIVE_MODE, device_target="CPU")
     from focal.checkpoint.convert import convert_from_checkpoint, convert_to_checkpoint
+    from focal.checkpoint.weight_files import describe_file
 
+    print(describe_file(source), flush=True)
     if target.endswith(".ckpt"):
-        for note in convert_to_checkpoint(source, target, config):
-            print(f"note: {note}")
+        notes = convert_to_checkpoint(source, target, config)
     else:
-        convert_from_checkpoint(source, target, config, config.run.use_ema)
+        notes = convert_from_checkpoint(source, target, config, config.run.use_ema)
+    for note in notes:
+        print(f"note: {note}")
     print(f"{source} -> {target}")
     return 0
 
@@ -56,6 +61,8 @@ def check_files(source: Optional[str], target: Optional[str]) -> None:
         raise ConfigError("exactly one of --from and --to must be a .ckpt file")
     if Path(others[0]).suffix.lower() not in WEIGHT_FILES:
         raise ConfigError(f"{others[0]}: unknown kind of weight file; known are {', '.join(WEIGHT_FILES)}")
+    if target.lower().endswith(".pdparams"):
+        raise ConfigError(f"to: {target}: .pdparams files are read, but not written; write .npz instead")
     if not Path(source).is_file():
         raise ConfigError(f"from: {source} does not exist")
 

@@ -4,7 +4,7 @@ A file has MindSpore's own format (`mindspore.load_checkpoint` reads it) with it
 tensors it holds one text entry, `focal.meta`: JSON with everything that is not a tensor (epoch, step, configuration,
 accuracy). A parameter of the network is stored under its official name and its EMA weight under `ema.<name>`; the other
 tensors are optimizer state and counters. A file without `focal.meta` holds weights from elsewhere, for example from
-scripts/convert_weights.py.
+scripts/convert_weights.py. Every file that we write begins with `focal.entries`, the number of its tensors.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from focal.models.layers import RANDOM_COUNTER
 EMA_PREFIX = "ema."  # the average of parameter `<name>` is stored as `ema.<name>`
 META = "focal.meta"
 META_FORMAT = 1
+ENTRIES = "focal.entries"
 _OWN_ENTRIES = (EMA_PREFIX, RANDOM_COUNTER, "optimizer.step")  # start names that only our trainings write
 _CRC_MARK, _CRC_LENGTH = b"crc_num", 17  # how MindSpore ends a file that carries a checksum
 
@@ -63,7 +64,8 @@ def write_checkpoint(
     Raises:
         OSError: the file could not be written (disk full, no permission); what was at `path` is untouched.
     """
-    entries = [{"name": name, "data": Tensor(value)} for name, value in tensors.items()]
+    entries = [{"name": ENTRIES, "data": Tensor(len(tensors), ms.int32)}]
+    entries += [{"name": name, "data": Tensor(value)} for name, value in tensors.items()]
     texts = {} if meta is None else {META: json.dumps({"format": META_FORMAT, **meta})}
     with atomic_write(path, before_replace) as temporary:
         try:
@@ -97,9 +99,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
             loaded = ms.load_checkpoint(str(path), crc_check=has_checksum)
     except Exception as error:  # protobuf, checksum, permissions: the user's remedy is the same
         raise CheckpointError(f"checkpoint: {path} is not a whole MindSpore checkpoint ({one_line(error)})") from None
-    text = loaded.pop(META, None)
+    text, entries = loaded.pop(META, None), loaded.pop(ENTRIES, None)
     # A file that is cut between two entries still parses, but has lost the metadata and the checksum at its end.
-    if not has_checksum and (text is not None or any(name.startswith(_OWN_ENTRIES) for name in loaded)):
+    if entries is not None and int(entries) != len(loaded):
+        raise CheckpointError(f"checkpoint: {path} is cut off: it has {len(loaded)} of {int(entries)} tensors")
+    ours = text is not None or entries is not None or any(name.startswith(_OWN_ENTRIES) for name in loaded)
+    if ours and not has_checksum:
         raise CheckpointError(f"checkpoint: {path} is cut off: its checksum is missing")
     # Files from elsewhere may hold texts and numbers, too.
     tensors = {name: value.asnumpy() for name, value in loaded.items() if hasattr(value, "asnumpy")}

@@ -37,6 +37,11 @@ def learnable_parameters(network: nn.Cell) -> dict[str, Parameter]:
     }
 
 
+def attention_heads(network: nn.Cell) -> dict[str, int]:
+    """Number of heads by the official name of each attention."""
+    return {f"{name}.attn": attention.heads for _, name, _, attention in _blocks(network)}
+
+
 def load_official_state_dict(network: nn.Cell, state: Mapping[str, np.ndarray]) -> None:
     """Load an official state dict, buffers included, into a network from `create_model`.
 

@@ -12,8 +12,9 @@ from typing import Optional, Union
 import numpy as np
 from mindspore import nn
 
-from focal.checkpoint.convert import OFFICIAL_KINDS, read_official_weights
-from focal.checkpoint.official import official_buffers
+from focal.checkpoint.official import attention_heads, official_buffers
+from focal.checkpoint.pdparams import orient_tables
+from focal.checkpoint.weight_files import READERS, read_official_weights
 from focal.checkpoint.weights import assign_weights, read_weights
 from focal.config import Config, ConfigError
 from focal.errors import UserError
@@ -36,7 +37,7 @@ def read_pretrained(path: FilePath, use_ema: bool = False) -> dict[str, np.ndarr
     if not isinstance(path, (str, os.PathLike)):  # timm's pretrained=True downloads
         raise UserError(f"pretrained: {path!r} is not the path of a file; there are no weights to download from here")
     file = Path(path).expanduser()
-    if file.suffix.lower() not in OFFICIAL_KINDS:
+    if file.suffix.lower() not in READERS:
         return read_weights(str(file), use_ema)
     if use_ema:
         raise UserError(f"use_ema: {file} is no checkpoint of train.py and holds no EMA weights; leave use_ema out")
@@ -77,8 +78,10 @@ def load_pretrained(network: nn.Cell, weights: Mapping[str, np.ndarray], source:
     """
     parameters, buffers = network.official_parameters, official_buffers(network)
     weights = {name: value for name, value in weights.items() if name in parameters or name not in buffers}
+    if source.lower().endswith(".pdparams"):
+        weights = orient_tables(weights, attention_heads(network))
     report = assign_weights(network, weights, source, new_head=True)
-    if "head.weight" not in report.reinitialised:
+    if "head.weight" not in (*report.reinitialised, *report.absent):
         logger.info("pretrained %s: %s", source, report)
         return
     classes = _classes_of(weights)

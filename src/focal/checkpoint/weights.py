@@ -1,4 +1,4 @@
-"""Loads weights into a network: exactly for evaluation and export, with a new head for fine-tuning."""
+"""Loads weights into a network: all of them for evaluation and export, with a new head for fine-tuning."""
 
 from __future__ import annotations
 
@@ -6,35 +6,52 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from focal.checkpoint.files import EMA_PREFIX, Checkpoint, CheckpointError, read_checkpoint
 from focal.checkpoint.official import KEY_INDICES, set_key_indices
+from focal.checkpoint.resampling import resample_weights
 from focal.errors import UserError
 from focal.models.layers import RANDOM_COUNTER
 
 logger = logging.getLogger("focal")
 
 _HEAD = ("head.weight", "head.bias")
+_SURROUNDING = ".relative_position_bias_table_to_neighbors"
 _TRAINING_STATE = (EMA_PREFIX, "moment1.", "moment2.", "loss_scale.", "optimizer.", "schedule.")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What `assign_weights` did, by parameter name."""
+    """What `assign_weights` did, by parameter name.
+
+    Attributes:
+        loaded: parameters that were set, those that were resampled included.
+        resampled: what had the size of another window or image.
+        reinitialised: parameters of another shape, which keep their initial values.
+        absent: parameters without weights, which keep their initial values.
+        unexpected: weights without a parameter.
+    """
 
     loaded: tuple[str, ...]
+    resampled: tuple[str, ...]
     reinitialised: tuple[str, ...]
+    absent: tuple[str, ...]
     unexpected: tuple[str, ...]
 
     def __str__(self) -> str:
         text = f"{len(self.loaded)} tensors loaded"
+        if self.resampled:
+            text += f"; resampled bicubically for this image or window size: {name_some(self.resampled)}"
         if self.reinitialised:
-            text += f"; left as initialised for this number of classes or image size: {_shorten(self.reinitialised)}"
+            text += f"; left as initialised for this number of classes or image size: {name_some(self.reinitialised)}"
+        if self.absent:
+            text += f"; not among the weights and left as initialised: {name_some(self.absent)}"
         if self.unexpected:
-            text += f"; not used: {_shorten(self.unexpected)}"
+            text += f"; not used: {name_some(self.unexpected)}"
         return text
 
 
@@ -82,26 +99,32 @@ def assign_weights(
 ) -> LoadReport:
     """Set the parameters of `network` by exact name.
 
-    Version 2's key indices may be absent or belong to another image size; the network then keeps its own.
+    What has the size of another window or image is resampled (resampling.py). Version 2's key indices may be absent or
+    belong to another image size; the network then keeps its own.
 
     Args:
         network: the network to fill.
         weights: arrays by official parameter name.
         source: where the weights come from, for messages.
-        new_head: leave a head of another number of classes as it was initialised, instead of refusing it.
+        new_head: for fine-tuning: leave a head of another number of classes, or one without weights, as it was
+            initialised, and likewise tables of surroundings in stages that had none at the other image size.
 
     Raises:
         UserError: a parameter of the network is missing or has another shape; no parameter has been set then.
     """
     parameters = {p.name: p for p in network.get_parameters() if p.name != RANDOM_COUNTER}
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    weights, resampled = resample_weights(weights, shapes, map_of(network))
     missing = [name for name in parameters if name not in weights]
-    misshaped = [name for name in parameters if name in weights and weights[name].shape != parameters[name].shape]
+    misshaped = [name for name in parameters if name in weights and weights[name].shape != shapes[name]]
     reinitialised = [name for name in (*missing, *misshaped) if KEY_INDICES in name]
+    absent: list[str] = []
     if new_head:
-        reinitialised += [name for name in _HEAD if name in misshaped or name in missing]
+        reinitialised += [name for name in _HEAD if name in misshaped]
+        absent = _may_be_absent(missing, weights)
     unexpected = tuple(name for name in weights if name not in parameters)
     _refuse_misfits(
-        [name for name in missing if name not in reinitialised],
+        [name for name in missing if name not in reinitialised and name not in absent],
         [_with_shapes(name, weights, parameters) for name in misshaped if name not in reinitialised],
         unexpected,
         source,
@@ -110,14 +133,41 @@ def assign_weights(
     for name in loaded:
         parameters[name].set_data(Tensor(np.asarray(weights[name]), parameters[name].dtype))
     refresh_tables(network)
-    return LoadReport(loaded, tuple(reinitialised), unexpected)
+    return LoadReport(loaded, tuple(resampled), tuple(reinitialised), tuple(absent), unexpected)
+
+
+def without_head(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights of everything but the classification head."""
+    return {name: value for name, value in weights.items() if name not in _HEAD}
+
+
+def map_of(network: nn.Cell) -> Optional[tuple[int, int]]:
+    """Height and width in tokens of a network's first map; None if it has no stages."""
+    if not hasattr(network, "layers"):
+        return None
+    return network.layers[0].height, network.layers[0].width
+
+
+def _may_be_absent(missing: Sequence[str], weights: Mapping[str, np.ndarray]) -> list[str]:
+    """Which missing parameters fine-tuning does without: a whole head, and a whole stage's tables of surroundings.
+
+    A head or stage that has one of its parameters and lacks another is damaged.
+    """
+    absent = [] if any(name in weights for name in _HEAD) else [name for name in missing if name in _HEAD]
+    for name in missing:
+        stage = name.split("blocks.")[0]  # layers.3.
+        if name.endswith(_SURROUNDING) and not any(
+            other.startswith(stage) and other.endswith(_SURROUNDING) for other in weights
+        ):
+            absent.append(name)
+    return absent
 
 
 def _refuse_misfits(missing: Sequence[str], misshaped: Sequence[str], unexpected: Sequence[str], source: str) -> None:
     if not missing and not misshaped:
         return
     kinds = (("missing", missing), ("misshaped", misshaped), ("unexpected", unexpected))
-    problems = "; ".join(f"{kind}: {_shorten(names)}" for kind, names in kinds if names)
+    problems = "; ".join(f"{kind}: {name_some(names)}" for kind, names in kinds if names)
     raise UserError(f"pretrained: {source} does not fit the network ({problems}); check arch and image_size")
 
 
@@ -125,7 +175,8 @@ def _with_shapes(name: str, weights: Mapping[str, np.ndarray], parameters: Mappi
     return f"{name} {tuple(weights[name].shape)} for {tuple(parameters[name].shape)}"
 
 
-def _shorten(names: Sequence[str], most: int = 5) -> str:
+def name_some(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -136,7 +187,7 @@ def refresh_tables(network: nn.Cell) -> None:
 
 
 def load_weights(network: nn.Cell, path: str, use_ema: bool = False) -> None:
-    """Fill `network` from a checkpoint file, exactly, for evaluation or export; see `assign_weights`."""
+    """Fill the whole of `network` from a checkpoint file, for evaluation or export; see `assign_weights`."""
     load_checkpoint(network, read_checkpoint(Path(path)), use_ema)
 
 

@@ -10,12 +10,12 @@ from typing import Optional
 import mindspore as ms
 from mindspore import nn
 
-from focal.checkpoint.class_names import ClassNames, check_class_names, class_names_of
+from focal.checkpoint.class_names import ClassNames, check_class_names, class_name_difference, class_names_of
 from focal.checkpoint.files import Checkpoint, CheckpointError, read_checkpoint
 from focal.checkpoint.paths import set_aside_earlier_results
 from focal.checkpoint.resume import Progress, restore, share_state
 from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
-from focal.checkpoint.weights import assign_weights, freeze_stages, read_weights
+from focal.checkpoint.weights import assign_weights, freeze_stages, select_weights, without_head
 from focal.cloud.local import Storage
 from focal.config import Config, save_config
 from focal.data.transforms.on_device import PrepareImages
@@ -36,14 +36,16 @@ from focal.trainers.trainer import Outputs, steps_per_epoch
 logger = logging.getLogger("focal")
 
 
-def build_network(config: Config) -> nn.Cell:
-    """The network to train: initialised from the seed, with pretrained weights, frozen stages, precision, attention."""
+def build_network(config: Config, class_names: ClassNames = None) -> nn.Cell:
+    """The network to train: initialised from the seed, with pretrained weights, frozen stages, precision, attention.
+
+    Args:
+        class_names: of the training data.
+    """
     ms.set_seed(config.run.seed)
     network = create_model(config)
     if config.run.pretrained is not None:
-        weights = read_weights(config.run.pretrained, config.run.use_ema)
-        report = assign_weights(network, weights, config.run.pretrained, new_head=True)
-        logger.info("pretrained %s: %s", config.run.pretrained, report)
+        _load_pretrained(network, config, class_names)
     frozen = freeze_stages(network, config.optim.freeze_stages)
     if frozen:
         logger.info("frozen: stem and first %d stage(s), %d tensors", config.optim.freeze_stages, len(frozen))
@@ -52,6 +54,24 @@ def build_network(config: Config) -> nn.Cell:
     trained = trained_parameters(network)
     logger.info("%s: %.2f M parameters trained", config.model.arch, sum(p.size for p in trained) / 1e6)
     return network
+
+
+def _load_pretrained(network: nn.Cell, config: Config, class_names: ClassNames) -> None:
+    """Start from the weights of `pretrained`; a head for as many but other classes starts anew."""
+    checkpoint = read_checkpoint(Path(str(config.run.pretrained)))
+    weights = select_weights(checkpoint, config.run.use_ema)
+    saved_names = class_names_of(checkpoint.meta)
+    difference = class_name_difference(saved_names, class_names)
+    as_many = saved_names and class_names and len(saved_names) == len(class_names)  # another number shows in the shapes
+    if difference is not None and as_many and not config.run.allow_config_change:
+        weights = without_head(weights)
+        logger.warning(
+            "pretrained %s: its classes are not those of the data: %s; the head starts anew. If every label still "
+            "means the same class, --allow_config_change True keeps it",
+            checkpoint.path, difference,
+        )  # fmt: skip
+    report = assign_weights(network, weights, str(checkpoint.path), new_head=True)
+    logger.info("pretrained %s: %s", checkpoint.path, report)
 
 
 def build_train_step(config: Config, network: nn.Cell, batches_per_epoch: int, device: Device) -> TrainOneStep:

@@ -17,7 +17,8 @@ from focal.checkpoint.train_state import collect_tensors
 from focal.config import ConfigError
 from focal.data import TrainData, check_data
 from focal.distributed.device import Device
-from focal.trainers.setup import resume_state
+from focal.models import create_model
+from focal.trainers.setup import build_network, resume_state
 from tests.unit.conftest import write_images
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -75,12 +76,18 @@ def test_a_training_with_renamed_folders_is_not_resumed(make_config, make_step, 
     assert "label 2: 'c' -> 'z'" in caplog.text
 
 
+def script(name):
+    """An entry script as a module."""
+    spec = importlib.util.spec_from_file_location(name.replace(".", "_"), ROOT / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_eval_refuses_renamed_folders(make_config, tmp_path, allowed, caplog):
     """Class `a` has become `z`: as many classes as before, but each label now means another one."""
-    script = importlib.util.spec_from_file_location("evaluate_script", ROOT / "eval.py")
-    module = importlib.util.module_from_spec(script)
-    script.loader.exec_module(module)
+    module = script("eval.py")
     write_images(tmp_path / "val", {"b": 1, "c": 1, "z": 1})
     path = tmp_path / "best.ckpt"
     config = make_config(num_classes=3, pad_windows=True, pretrained=str(path), allow_config_change=allowed)
@@ -90,6 +97,46 @@ def test_eval_refuses_renamed_folders(make_config, tmp_path, allowed, caplog):
     with pytest.raises(ValueError, match=message):  # if allowed, the next check finds the checkpoint to be empty
         module.evaluate_checkpoint(SimpleNamespace(config=config, device=Device(), storage=storage))
     assert ("label 0: 'a' -> 'b'" in caplog.text) == allowed
+
+
+@pytest.mark.parametrize(
+    "saved, allowed, keeps_head",
+    [(("a", "b", "c"), False, True), (("a", "c", "b"), False, False), (("x", "y", "z"), False, False),
+     (("x", "y", "z"), True, True), (None, False, True)],
+)  # fmt: skip
+def test_fine_tuning_on_other_classes_starts_with_a_new_head(saved, allowed, keeps_head, make_config, tmp_path, caplog):
+    """As many classes as before, but others: the old head would pass unnoticed."""
+    path = tmp_path / "best.ckpt"
+    config = make_config(num_classes=3, pad_windows=True, seed=3)
+    trained = {p.name: p.asnumpy() for p in create_model(config).get_parameters()}
+    write_checkpoint(path, trained, make_meta(config, Progress(), 1, 10, saved))
+    config = make_config(
+        num_classes=3, pad_windows=True, seed=4, pretrained=str(path), allow_config_change=allowed, drop_path_rate=0.0
+    )
+    found = {p.name: p.asnumpy() for p in build_network(config, ("a", "b", "c")).get_parameters()}
+    fresh = {p.name: p.asnumpy() for p in create_model(config).get_parameters()}
+    moved = "layers.0.blocks.0.mlp.fc1.weight"
+    assert (found[moved] == trained[moved]).all() and (found[moved] != fresh[moved]).any()
+    assert (found["head.weight"] == (trained if keeps_head else fresh)["head.weight"]).all()
+    lines = [record.message for record in caplog.records if "its classes are not those of the data" in record.message]
+    assert len(lines) == (not keeps_head)
+    assert all("label " in line and "the head starts anew" in line and "allow_config_change" in line for line in lines)
+
+
+def test_train_compares_the_names_of_its_data(make_config, image_folder, monkeypatch):
+    """train.py hands them to the function that loads the pretrained weights."""
+    module = script("train.py")
+    given = []
+
+    def build(config, class_names=None):
+        given.append(class_names)
+        raise InterruptedError
+
+    monkeypatch.setattr("focal.trainers.setup.build_network", build)
+    storage = SimpleNamespace(data_folder=lambda: str(image_folder))
+    with pytest.raises(InterruptedError):
+        module.train(SimpleNamespace(config=make_config(num_classes=3), device=Device(), storage=storage))
+    assert given == [("a", "b", "c")]
 
 
 def test_labels_without_names_are_not_taken_for_names(make_config, tmp_path, caplog):

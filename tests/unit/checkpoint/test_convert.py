@@ -1,5 +1,6 @@
 """Weight files of the authors' code to checkpoints and back, through scripts/convert_weights.py."""
 
+import hashlib
 import importlib.util
 import os
 import pickle
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 import yaml
 
-from focal.checkpoint import convert
-from focal.checkpoint.convert import read_official_weights, write_official_weights
+from focal.checkpoint import weight_files
 from focal.checkpoint.files import write_checkpoint
 from focal.checkpoint.official import learnable_parameters, load_official_state_dict, official_state_dict
+from focal.checkpoint.weight_files import read_official_weights, write_official_weights
 from focal.checkpoint.weights import load_weights, read_weights
 from focal.config import load_config, to_flat_dict
 from focal.errors import UserError
@@ -76,7 +77,10 @@ def test_weights_survive_the_way_to_a_checkpoint_and_back(case, suffix, tmp_path
     theirs, ours, back = tmp_path / f"theirs{suffix}", tmp_path / "ours.ckpt", tmp_path / "new" / f"back{suffix}"
     write_official_weights(str(theirs), state)
     settings = settings_file(tmp_path, config)
-    assert script("--from", theirs, "--config", settings, "--to", ours) == (0, f"{theirs} -> {ours}\n", [])
+    code, out, errors = script("--from", theirs, "--config", settings, "--to", ours)
+    content = theirs.read_bytes()
+    said = f"{theirs}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}\n"
+    assert (code, out, errors) == (0, f"{said}{theirs} -> {ours}\n", [])
     network = create_model(case_config(case, seed=5))
     load_weights(network, str(ours))
     network.set_train(False)
@@ -196,7 +200,7 @@ def test_entries_that_do_not_fit_are_named(tmp_path, script):
         "--from", tmp_path / "bad.npz", "--to", tmp_path / "x.ckpt",
         "--config", settings_file(tmp_path, case_config("nano_v1")),
     )  # fmt: skip
-    assert (code, out) == (2, "") and len(errors) == 1
+    assert (code, out.count("\n")) == (2, 1) and len(errors) == 1
     for part in ("missing norm.weight", "missing layers.1.blocks.0.attn.qkv.bias",
                  "unexpected extra.one", "unexpected layers.9.x",
                  "misshaped layers.0.blocks.0.mlp.fc1.weight: (3, 4) instead of (128, 32)"):  # fmt: skip
@@ -265,7 +269,7 @@ def test_an_entry_of_another_kind_is_one_error(value, tmp_path, script):
 
 def test_the_script_knows_the_same_kinds_of_files():
     """It tells before MindSpore, and focal.models with it, is imported."""
-    assert runpy.run_path(str(SCRIPT))["WEIGHT_FILES"] == tuple(convert._READERS)
+    assert runpy.run_path(str(SCRIPT))["WEIGHT_FILES"] == tuple(weight_files.READERS)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +282,7 @@ def test_the_script_knows_the_same_kinds_of_files():
      (["--from", "nothing.npz", "--to", "b.ckpt"], "error: from: nothing.npz does not exist"),
      (["--from", "a.onnx", "--to", "b.ckpt"], "error: a.onnx: unknown kind of weight file; known are .pth, .pt"),
      (["--from", "a.ckpt", "--to", "b.h5"], "error: b.h5: unknown kind of weight file"),
+     (["--from", "a.ckpt", "--to", "b.pdparams"], "error: to: b.pdparams: .pdparams files are read, but not written"),
      (["--from", "a.npz", "--to", "b.ckpt", "--arch", "focal_tiny"], "error: config: cannot read"),
      (["--from", "a.npz", "--to", "b.ckpt", "--archs", "x"], "error: unknown flag --archs; did you mean arch?")],
 )  # fmt: skip
@@ -364,9 +369,10 @@ def test_another_image_size_rebuilds_the_buffers(version, tmp_path, script):
         assert f"note: {neighbours} is re-initialised: the file has none" in out
     else:
         pooling = "layers.3.blocks.0.pool_layers.0.weight"
-        assert f"note: {pooling} is re-initialised: the file has (1, 49)" in out
-        assert pooling in reinitialised
-        assert reinitialised <= indices | {pooling} and "layers.0.blocks.0.attn.topk_cloest_indice_0" in reinitialised
+        assert f"note: resampled bicubically for these image and window sizes: {pooling}\n" in out
+        reinitialised.remove(pooling)
+        assert weights[pooling].shape == (1, 16)
+        assert reinitialised <= indices and "layers.0.blocks.0.attn.topk_cloest_indice_0" in reinitialised
         assert "buffers rebuilt for this image size" in out
     for name in reinitialised:
         np.testing.assert_array_equal(weights[name], fresh[name].asnumpy(), err_msg=name)
@@ -374,6 +380,24 @@ def test_another_image_size_rebuilds_the_buffers(version, tmp_path, script):
     load_weights(network, str(tmp_path / "x.ckpt"))
     network.set_train(False)
     assert np.isfinite(network(ms.Tensor(np.ones((1, 3, side, side), np.float32))).asnumpy()).all()
+
+
+def test_a_conversion_for_384_pixels_gives_what_loading_at_384_pixels_gives(tmp_path, script):
+    """Version 1 with windows of 12: every table of the windows of 7 is resampled, none is left as initialised."""
+    state = official_state_dict(create_model(small(1, seed=3)))
+    np.savez(tmp_path / "x.npz", **state)
+    settings = settings_file(tmp_path, small(1))
+    for name, flags in (("same", ()), ("larger", ("--image_size", 384, "--window_size", 12))):
+        target = tmp_path / f"{name}.ckpt"
+        code, out, errors = script("--from", tmp_path / "x.npz", "--to", target, "--config", settings, *flags)
+        assert (code, errors) == (0, []) and "re-initialised" not in out
+    assert "note: resampled bicubically for these image and window sizes: layers.0.blocks.0." in out
+    network = create_model(small(1, image_size=384, window_size=12))
+    load_weights(network, str(tmp_path / "same.ckpt"))
+    converted = read_weights(str(tmp_path / "larger.ckpt"))
+    assert converted.keys() == network.official_parameters.keys() - {"random_counter"}
+    for name, value in converted.items():
+        np.testing.assert_array_equal(network.official_parameters[name].asnumpy(), value, err_msg=name)
 
 
 def test_absolute_positions_are_resampled(tmp_path, script):
@@ -386,7 +410,7 @@ def test_absolute_positions_are_resampled(tmp_path, script):
     np.savez(tmp_path / "x.npz", **state)
     settings = settings_file(tmp_path, small(1, ape=True, image_size=[192, 256]))
     code, out, _ = script("--from", tmp_path / "x.npz", "--to", tmp_path / "x.ckpt", "--config", settings)
-    assert code == 0 and "note: absolute_pos_embed resampled to 48 x 64 tokens" in out
+    assert code == 0 and "note: resampled bicubically for these image and window sizes: absolute_pos_embed, " in out
     resampled = read_weights(str(tmp_path / "x.ckpt"))["absolute_pos_embed"].reshape(48, 64, 8)
     inside = (slice(4, -4), slice(4, -4))
     row, column = (np.arange(48) + 0.5) / 48, (np.arange(64) + 0.5) / 64

@@ -79,6 +79,20 @@ def test_fine_tuning_leaves_a_head_of_other_classes_as_initialised():
         assign_weights(network, wrong_body, "x", new_head=True)
 
 
+def test_fine_tuning_does_without_a_head_but_not_without_half_of_one():
+    """Weights of a backbone have no head; the log does not blame the number of classes."""
+    network = Network(value=0.5)
+    body = {name: value for name, value in arrays().items() if not name.startswith("head.")}
+    report = assign_weights(network, body, "x", new_head=True)
+    assert report.absent == ("head.weight", "head.bias") and report.reinitialised == ()
+    assert str(report) == "4 tensors loaded; not among the weights and left as initialised: head.weight, head.bias"
+    assert (values(network)["head.weight"] == 0.5).all()
+    with pytest.raises(UserError, match="missing: head.bias;|missing: head.bias\\)"):
+        assign_weights(network, {**body, "head.weight": arrays()["head.weight"]}, "x", new_head=True)
+    with pytest.raises(UserError, match="missing: head.weight, head.bias"):
+        assign_weights(network, body, "x")
+
+
 def test_own_checkpoints_hold_raw_and_ema_weights(tmp_path):
     path = str(tmp_path / "a.ckpt")
     state = {**arrays(value=1.0), "optimizer.step": np.int32(3), "loss_scale.value": np.float32(2)}

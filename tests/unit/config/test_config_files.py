@@ -10,10 +10,14 @@ import pytest
 import yaml
 
 from focal import list_models
+from focal.checkpoint.official import learnable_parameters
+from focal.checkpoint.weights import assign_weights
 from focal.config import load_config, to_flat_dict
 from focal.config.architectures import PAPER_TOP1, published_archs
 from focal.config.schema import SECTIONS
+from focal.models import create_model
 from focal.models.macs import actual_macs, official_macs
+from focal.models.stages import check_network
 from tests.numerics.reference_cases import listing
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -78,6 +82,32 @@ def test_the_figures_in_the_header_are_the_counted_and_the_published_ones(path):
     assert f"{actual_macs(model) / 1e9:.2f} G MACs per image and forward pass" in lines
     assert f"({official_macs(model) / 1e9:.2f} G as the authors count)" in lines
     assert f"Expect:   {PAPER_TOP1[path.stem]} % top-1 (paper)" in lines
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "384" in path.stem], ids=lambda path: path.stem)
+def test_the_cost_in_the_header_of_a_fine_tuning_at_384_pixels_is_the_counted_one(path):
+    model = load_config(path).model
+    larger, published = actual_macs(model), actual_macs(load_config({"arch": model.arch}).model)
+    assert f"{larger / 1e9:.2f} G MACs per image and forward pass, {larger / published:.1f} times" in header(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_file_describes_a_network_that_can_be_built(path):
+    assert len(check_network(load_config(path).model)) == 4
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "window12_384" in path.stem], ids=lambda path: path.stem)
+def test_every_weight_of_version_1_has_a_counterpart_at_384_pixels(path):
+    """Nothing starts anew. The networks are the files', but for fewer channels and blocks."""
+    few = {"embed_dim": 4, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
+    config = load_config(path, few)
+    small = create_model(load_config({"arch": config.model.arch, **few}))
+    network = create_model(config)
+    report = assign_weights(network, {p.name: p.asnumpy() for p in small.get_parameters()}, "x.ckpt")
+    learnable = set(learnable_parameters(network))
+    assert learnable <= set(report.loaded) and not report.absent and not report.unexpected
+    assert not learnable & set(report.reinitialised)
+    assert len(report.resampled) == 4 + 4 + 3 + 4, "own windows, pooled windows, surroundings, pooling"
 
 
 # Table 2 of the paper and the authors' README, per cent.

@@ -1,6 +1,7 @@
 """Networks built from Python: by name, with weights of a file, with another head, as a backbone of chosen stages."""
 
 import logging
+import pickle
 import re
 
 import mindspore as ms
@@ -40,12 +41,15 @@ def assert_same_weights(ours, theirs, but=()):
 
 
 @pytest.mark.parametrize("arch", [V1, V2])
-@pytest.mark.parametrize("kind", [".ckpt", ".npz"])
+@pytest.mark.parametrize("kind", [".ckpt", ".npz", ".pdparams"])
 def test_a_name_with_a_file_gives_its_weights_and_its_number_of_classes(arch, kind, tmp_path, caplog, pynative_mode):
     source = network_of(arch, num_classes=7, seed=5)
     path = tmp_path / f"weights{kind}"
     if kind == ".npz":
         np.savez(path, **official_state_dict(source))
+    elif kind == ".pdparams":  # PaddleViT transposes whatever has two axes
+        state = {n: v.T if v.ndim == 2 and "topk" not in n else v for n, v in official_state_dict(source).items()}
+        path.write_bytes(pickle.dumps(state, protocol=2))
     else:
         write_checkpoint(path, values(source), None)
     network = focal.create_model(arch, pretrained=path, **TWO_STAGES).set_train(False)
@@ -82,6 +86,23 @@ def test_a_head_of_another_number_of_classes_is_new_and_one_line_says_so(tmp_pat
     assert_same_weights(values(configured), values(network))
     without = focal.create_model(V1, pretrained=path, num_classes=0, **TWO_STAGES)
     assert without.head is None and "not used: head.weight, head.bias" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [".ckpt", ".npz"])
+def test_weights_of_another_window_size_are_resampled(kind, tmp_path, caplog):
+    source, larger = network_of(num_classes=7, seed=5), {**TWO_STAGES, "image_size": 64, "window_size": 8}
+    path = tmp_path / f"weights{kind}"
+    if kind == ".npz":
+        np.savez(path, **official_state_dict(source))
+    else:
+        write_checkpoint(path, values(source), None)
+    network = focal.create_model(V1, pretrained=path, **larger)
+    assert "resampled bicubically" in caplog.text
+    ours, fresh = values(network), values(create_model(load_config({"arch": V1, **larger, "num_classes": 7})))
+    tables = [name for name in ours if "layers.0.blocks.0.attn.relative_position_bias_table_to_" in name]
+    assert ours.keys() == fresh.keys() and tables
+    assert not any((ours[name] == fresh[name]).all() for name in tables)
+    np.testing.assert_array_equal(ours["head.weight"], values(source)["head.weight"])
 
 
 def test_the_ema_weights_are_loaded_if_asked_for(tmp_path):
