@@ -43,9 +43,6 @@ def convert_to_checkpoint(source: str, target: str, config: Config) -> list[str]
         UserError: entries are missing, unexpected or misshaped (all are named), or `target` cannot be written.
     """
     state = read_official_weights(source)
-    strange = [name for name, value in state.items() if value.dtype.kind not in "biuf"]
-    if strange:
-        raise UserError(f"{source}: {strange[0]} holds {state[strange[0]].dtype} instead of numbers")
     network = create_model(config)
     if Path(source).suffix.lower() == ".pdparams":
         state = orient_tables(state, attention_heads(network))

@@ -46,7 +46,11 @@ def read_official_weights(path: str) -> dict[str, np.ndarray]:
     reader = READERS[_kind_of(file)]
     if not file.is_file():
         raise UserError(f"{path}: no such file")
-    return reader(file)
+    state = reader(file)
+    strange = [name for name, value in state.items() if value.dtype.kind not in "biuf"]
+    if strange:
+        raise UserError(f"{path}: {strange[0]} holds {state[strange[0]].dtype} instead of numbers")
+    return state
 
 
 def _kind_of(file: Path) -> str:

@@ -177,7 +177,7 @@ class FocalTransformer(nn.Cell):
 
     Args:
         model: settings of the network.
-        seed: of dropout (`create_model` also sets the weights).
+        seed: of dropout and of new heads (`create_model` also sets the other weights).
 
     Raises:
         ConfigError: settings that do not describe a network, see stages.py.
@@ -198,7 +198,7 @@ class FocalTransformer(nn.Cell):
             self.layers.append(FocalStage(stage, following, [next(rates) for _ in range(stage.depth)], dropouts))
         self.norm, self.token_mean = LayerNorm(last.channels), TokenMean()
         self.head: Optional[Dense] = Dense(last.channels, model.num_classes) if model.num_classes else None
-        self.depths = model.depths
+        self.depths, self.seed, self.num_features = model.depths, seed, last.channels
         self.has_drop_path = model.drop_path_rate > 0
         self.keep_rates = Tensor(1 - np.repeat(model.drop_path_rates, 2)[:, None], ms.float32)  # (2 * blocks, 1)
         self.drop_path_factors = DropPathFactors(self.keep_rates.shape[0])
@@ -207,6 +207,29 @@ class FocalTransformer(nn.Cell):
         self.official_parameters = {_official_name(path): parameter for path, parameter in self.parameters_and_names()}
         for name, parameter in self.official_parameters.items():
             parameter.name = name
+
+    def reset_head(self, num_classes: int) -> None:
+        """Replace the head by a new one, with the weights that `create_model` gives a head of so many classes.
+
+        Call it before anything holds the parameters or a compiled form of the network: `apply_precision`, an optimizer,
+        another Cell.
+
+        Args:
+            num_classes: of the new head; 0 removes it, and the network returns the pooled features (B, C).
+
+        Raises:
+            ConfigError: `num_classes` is not a whole number of at least 0.
+        """
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+            raise ConfigError(
+                f"num_classes: {num_classes!r} is not a number of classes; give a whole number, 0 for none"
+            )
+        self.head = None
+        if num_classes:
+            self.head = Dense(self.num_features, num_classes)
+            initialize(self.head, self.seed)
+        self.official_parameters = {_official_name(path): parameter for path, parameter in self.parameters_and_names()}
+        self.compile_cache.clear()  # the head is part of the compiled graph
 
     def embed(self, images: Tensor) -> Tensor:
         """Images -> tokens (B, H * W, C) of stage 0, raster order."""
