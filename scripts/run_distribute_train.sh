@@ -18,7 +18,7 @@ variables:
   NODE_RANK      number of this server, 0 to NODES - 1; must be given with several servers
   MASTER_ADDR    address of server 0 as the others see it; must be given with several servers
   MASTER_PORT    port of the scheduler on server 0, default 8118 with several servers, a free one with one
-  DEVICE_TARGET  auto (default: an Ascend, else the CPU), Ascend, CPU or GPU
+  DEVICE_TARGET  auto (an Ascend, else the CPU), Ascend, CPU or GPU; default: what CONFIG says, or auto
   PYTHON         interpreter, default: python
 examples:
   bash scripts/run_distribute_train.sh 8 configs/focalv2_small_useconv_patch4_window7_224.yaml /data/imagenet ./out
@@ -50,4 +50,4 @@ elif [ -n "${MASTER_PORT:-}" ]; then
     place=(--master_port "$MASTER_PORT")
 fi
 exec "$PYTHON" "$here/../train.py" --config "$config" --data_url "$data" --train_url "$out" \
-    --device_target "${DEVICE_TARGET:-auto}" --device_num "$devices" ${place[@]+"${place[@]}"} "$@"
+    ${DEVICE_TARGET:+--device_target "$DEVICE_TARGET"} --device_num "$devices" ${place[@]+"${place[@]}"} "$@"
