@@ -38,3 +38,13 @@ check_not_launched() {
     [ -z "${RANK_TABLE_FILE:-}" ] ||
         fail "RANK_TABLE_FILE is set: unset it (no rank table is needed here), or run train.py once per device yourself"
 }
+
+# Add --NAME VALUE to the array `place`, unless the user's further arguments bring a --NAME of their own.
+add_default() { # NAME VALUE [further arguments]
+    local name="$1" value="$2" argument
+    shift 2
+    for argument in "$@"; do
+        case "$argument" in "--$name" | "--$name="*) return ;; esac
+    done
+    place+=("--$name" "$value")
+}

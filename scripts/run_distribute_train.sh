@@ -18,7 +18,7 @@ variables:
   NODE_RANK      number of this server, 0 to NODES - 1; must be given with several servers
   MASTER_ADDR    address of server 0 as the others see it; must be given with several servers
   MASTER_PORT    port of the scheduler on server 0, default 8118 with several servers, a free one with one
-  DEVICE_TARGET  auto (an Ascend, else the CPU), Ascend, CPU or GPU; default: what CONFIG says, or auto
+  DEVICE_TARGET  auto (default: an Ascend, else the CPU), Ascend, CPU or GPU
   PYTHON         interpreter, default: python
 examples:
   bash scripts/run_distribute_train.sh 8 configs/focalv2_small_useconv_patch4_window7_224.yaml /data/imagenet ./out
@@ -49,5 +49,6 @@ if [ "$nodes" -gt 1 ]; then
 elif [ -n "${MASTER_PORT:-}" ]; then
     place=(--master_port "$MASTER_PORT")
 fi
+add_default device_target "${DEVICE_TARGET:-auto}" "$@"
 exec "$PYTHON" "$here/../train.py" --config "$config" --data_url "$data" --train_url "$out" \
-    ${DEVICE_TARGET:+--device_target "$DEVICE_TARGET"} --device_num "$devices" ${place[@]+"${place[@]}"} "$@"
+    --device_num "$devices" ${place[@]+"${place[@]}"} "$@"

@@ -11,8 +11,8 @@ usage: bash scripts/run_eval.sh CONFIG CHECKPOINT DATA [--key value ...]
   Further arguments go to eval.py as they are, e.g. --use_ema True for the EMA weights, --json FILE.
 variables:
   DEVICES        devices, default 1; every image is counted once with any number
-  DEVICE_TARGET  auto (an Ascend, else the CPU), Ascend, CPU or GPU; default: what CONFIG says, or auto
-  DEVICE_ID      device to use where DEVICES is 1, default: what CONFIG says, or 0
+  DEVICE_TARGET  auto (default: an Ascend, else the CPU), Ascend, CPU or GPU
+  DEVICE_ID      device to use where DEVICES is 1, default 0
   PYTHON         interpreter, default: python
 example:
   bash scripts/run_eval.sh configs/focalv2_small_useconv_patch4_window7_224.yaml ./out/checkpoints/last.ckpt /data/imagenet
@@ -35,6 +35,8 @@ check_data "$3"
 check_python
 config="$1" checkpoint="$2" data="$3"
 shift 3
+place=()
+add_default device_target "${DEVICE_TARGET:-auto}" "$@"
+add_default device_id "${DEVICE_ID:-0}" "$@"
 exec "$PYTHON" "$here/../eval.py" --config "$config" --pretrained "$checkpoint" --data_url "$data" \
-    ${DEVICE_TARGET:+--device_target "$DEVICE_TARGET"} --device_num "$devices" --node_num 1 --node_rank 0 \
-    ${DEVICE_ID:+--device_id "$DEVICE_ID"} "$@"
+    --device_num "$devices" --node_num 1 --node_rank 0 ${place[@]+"${place[@]}"} "$@"

@@ -10,8 +10,8 @@ usage: bash scripts/run_standalone_train.sh CONFIG DATA OUT [--key value ...]
   OUT     folder for results (made if it is not there)
   Further arguments go to train.py as they are; `python train.py --help` lists them.
 variables:
-  DEVICE_TARGET  auto (an Ascend, else the CPU), Ascend, CPU or GPU; default: what CONFIG says, or auto
-  DEVICE_ID      device to use, default: what CONFIG says, or 0
+  DEVICE_TARGET  auto (default: an Ascend, else the CPU), Ascend, CPU or GPU
+  DEVICE_ID      device to use, default 0
   PYTHON         interpreter, default: python
 examples:
   bash scripts/run_standalone_train.sh configs/focalv2_tiny_useconv_patch4_window7_224.yaml /data/imagenet ./out
@@ -28,6 +28,8 @@ check_data "$2"
 check_python
 config="$1" data="$2" out="$3"
 shift 3
+place=()
+add_default device_target "${DEVICE_TARGET:-auto}" "$@"
+add_default device_id "${DEVICE_ID:-0}" "$@"
 exec "$PYTHON" "$here/../train.py" --config "$config" --data_url "$data" --train_url "$out" \
-    --device_num 1 --node_num 1 --node_rank 0 \
-    ${DEVICE_TARGET:+--device_target "$DEVICE_TARGET"} ${DEVICE_ID:+--device_id "$DEVICE_ID"} "$@"
+    --device_num 1 --node_num 1 --node_rank 0 ${place[@]+"${place[@]}"} "$@"

@@ -56,6 +56,21 @@ def test_standalone_training_passes_its_arguments_on(python: Path, tmp_path: Pat
     assert result.stdout.startswith(str(REPOSITORY / "scripts" / ".." / "train.py"))
 
 
+@pytest.mark.parametrize("target", [("--device_target", "CPU"), ("--device_target=CPU",)])
+def test_a_device_named_among_the_further_arguments_is_the_only_one(
+    target: tuple[str, ...], python: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.ckpt").write_text("")
+    starts = {
+        "run_standalone_train": (CONFIG, tmp_path / "data", "out"),
+        "run_distribute_train": (2, CONFIG, tmp_path / "data", "out"),
+        "run_eval": (CONFIG, tmp_path / "a.ckpt", tmp_path / "data"),
+    }
+    for script, start in starts.items():
+        result = run(script, *start, *target, python=python)
+        assert result.stdout.count("--device_target") == 1, result.stderr
+
+
 def test_distributed_training_on_one_server_needs_no_address(python: Path, tmp_path: Path) -> None:
     given = flags(run("run_distribute_train", 8, CONFIG, tmp_path / "data", "out", python=python, DEVICE_TARGET="CPU"))
     assert given["device_num"] == "8" and given["device_target"] == "CPU"
