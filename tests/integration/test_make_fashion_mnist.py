@@ -60,6 +60,7 @@ def test_every_picture_lands_in_the_folder_of_its_class(tmp_path: Path, source: 
         ("t10k-images-idx3-ubyte", idx(IMAGES[:11]), "are not those of Fashion-MNIST"),
         ("t10k-labels-idx1-ubyte", idx(LABELS[:12] + 1), "are not those of Fashion-MNIST"),
     ],
+    ids=["cut gzip", "no gzip", "cut", "empty", "other number", "other labels"],
 )
 def test_a_damaged_file_is_named_and_nothing_is_written(
     tmp_path: Path, source: Path, name: str, content: bytes, message: str
