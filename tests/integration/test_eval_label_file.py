@@ -22,9 +22,8 @@ from tests.integration.train_jobs import command, make_workplace
 def evaluated(config: Path, data: Path, name: str, **flags: Any) -> tuple[dict[str, Any], Predictions]:
     """Figures and predictions of eval.py."""
     files = {"json": config.parent / f"{name}.json", "predictions": config.parent / f"{name}.npz"}
-    line = command(config, config.parent / name, "eval.py", pretrained=config.parent / "a.ckpt", **files, **flags)
-    line = [flag for flag in line if flag != str(config.parent / "data")]
-    line[line.index("--data_url") + 1 : line.index("--data_url") + 1] = [str(data)]
+    keys = {"pretrained": config.parent / "a.ckpt", "data_url": data, **files, **flags}
+    line = command(config, config.parent / name, "eval.py", **keys)
     with job(line, config.parent / f"{name}.log") as run:
         assert run.wait(300) == 0, run.output
     return json.loads(files["json"].read_text()), Predictions.load(files["predictions"])
