@@ -110,27 +110,17 @@ class Trainer:
         if self.max_steps_reached():
             logger.info("nothing to do: step %d, max_steps %d", progress.step, self.config.run.max_steps)
             return 0
+        if progress.epoch >= self.epochs:  # an epoch whose evaluation is missing is not counted as done
+            logger.info("nothing to do: all %d epochs are done", self.epochs)
+            return 0
         self.watch.start()
         try:
             if self.epoch_is_whole():  # the checkpoint was written because its evaluation failed
                 self.finish_epoch()
-            train_step, batches_of = self.prepare()
-            for epoch in range(progress.epoch, self.epochs):
-                batches = batches_of(epoch, progress.micro_batches)
-                self.log.start_epoch(progress)
-                for _ in range(progress.micro_batches // self.micro_batches_per_step, self.steps_per_epoch):
-                    for _ in range(self.micro_batches_per_step):
-                        outputs = train_step(*next(batches))
-                        self.watch.beat()
-                    progress.step += 1
-                    progress.micro_batches += self.micro_batches_per_step
-                    self.log.step(outputs, progress)
-                    if self.epoch_is_whole():
-                        self.finish_epoch()
-                    elif self.save_steps_due():
-                        self.save()
-                    if self.stop_requested() and progress.epoch < self.epochs:
-                        return self.stop_early()
+            if progress.epoch < self.epochs:
+                code = self.train_epochs()
+                if code is not None:
+                    return code
         except TrainingDiverged:
             self.save_if_none()
             raise
@@ -139,6 +129,28 @@ class Trainer:
             self.log.close()
         logger.info("training finished: best top-1 %.2f %%", progress.best_top1)
         return NOT_SAVED if self.report_unsaved() else 0
+
+    def train_epochs(self) -> Optional[int]:
+        """Compile the step and train all epochs that are left; returns the exit code if it has to stop before."""
+        progress = self.progress
+        train_step, batches_of = self.prepare()
+        for epoch in range(progress.epoch, self.epochs):
+            batches = batches_of(epoch, progress.micro_batches)
+            self.log.start_epoch(progress)
+            for _ in range(progress.micro_batches // self.micro_batches_per_step, self.steps_per_epoch):
+                for _ in range(self.micro_batches_per_step):
+                    outputs = train_step(*next(batches))
+                    self.watch.beat()
+                progress.step += 1
+                progress.micro_batches += self.micro_batches_per_step
+                self.log.step(outputs, progress)
+                if self.epoch_is_whole():
+                    self.finish_epoch()
+                elif self.save_steps_due():
+                    self.save()
+                if self.stop_requested() and progress.epoch < self.epochs:
+                    return self.stop_early()
+        return None
 
     def prepare(self) -> tuple[Callable[..., Tensor], Callable[[int, int], Iterator[tuple]]]:
         """Compile the step, and say how it is fed: from here, or from the device's queue (dataset_sink_mode).

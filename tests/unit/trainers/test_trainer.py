@@ -111,6 +111,21 @@ def test_max_steps_that_are_already_done_train_nothing(run):
     assert (saved, steps) == ([], 0) and after == Progress(epoch=1, step=4)
 
 
+def test_a_finished_training_that_is_resumed_succeeds_without_doing_anything(run, caplog):
+    caplog.set_level(logging.INFO, logger="focal")
+    saved, steps, after = run(Progress(epoch=3, step=12))
+    assert (saved, steps) == ([], 0) and after == Progress(epoch=3, step=12)
+    assert caplog.records[-1].getMessage() == "nothing to do: all 3 epochs are done"
+
+
+def test_the_missing_evaluation_of_the_last_epoch_is_made_up_for(run, monkeypatch):
+    evaluated = []
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: evaluated.append(self.progress.epoch) or "")
+    monkeypatch.setattr(Trainer, "prepare", lambda self: pytest.fail("there is nothing to train"))
+    saved, steps, after = run(Progress(epoch=2, micro_batches=4, step=12))
+    assert evaluated == [3] and saved == [(12, 0)] and steps == 0 and after.epoch == 3
+
+
 def test_max_steps_counts_steps_not_micro_batches(run):
     saved, steps, progress = run(max_steps=3, accumulation_step=2)
     assert saved == [(2, 0), (3, 2)] and steps == 6 and progress.step == 3
