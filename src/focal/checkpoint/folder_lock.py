@@ -91,7 +91,10 @@ def _read_owner(descriptor: int) -> dict[str, Any]:
 def _refusal(folder: str, owner: dict[str, Any]) -> str:
     named = owner.keys() >= {"process", "host", "since"}
     who = "process {process} on {host}, since {since}".format(**owner) if named else "an unknown process"
-    return (
+    message = (
         f"train_url: {folder} is in use by another training ({who}); wait until it ends, stop it, or give another "
         "train_url"
     )
+    if owner.get("host") != socket.gethostname():  # a file server keeps a lock until it misses the one that held it
+        message += f"; if that server has crashed, wait two minutes or remove {Path(folder) / LOCK_FILE}"
+    return message

@@ -112,6 +112,18 @@ def test_a_file_system_without_locks_gets_a_warning(
     assert caplog.text.count("offers no locks") == 1
 
 
+def test_the_lock_of_a_server_that_may_have_crashed_comes_with_a_way_out(tmp_path: Path) -> None:
+    way_out = f"; if that server has crashed, wait two minutes or remove {tmp_path / LOCK_FILE}"
+    with holder(tmp_path):
+        with pytest.raises(UserError) as here:
+            lock_folder(str(tmp_path))
+        (tmp_path / LOCK_FILE).write_text('{"host": "another", "process": 7, "since": "2026-01-02 03:04:05"}')
+        with pytest.raises(UserError) as elsewhere:
+            lock_folder(str(tmp_path))
+    assert "process 7 on another, since 2026" in str(elsewhere.value)
+    assert str(elsewhere.value).endswith(way_out) and "crashed" not in str(here.value)
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="train_url: .*file cannot be written"):
