@@ -24,6 +24,7 @@ from focal.distributed.collectives import all_reduce_sum
 from focal.distributed.device import Device
 from focal.distributed.progress_watch import ProgressWatch
 from focal.distributed.signals import StopSignals
+from focal.errors import NOT_SAVED
 from focal.evaluation import EvalResult, EvalStep, evaluate, weights_replaced
 from focal.predictions import PredictionCollector
 from focal.trainers.compile_cache import compile_step
@@ -33,7 +34,6 @@ from focal.trainers.training_log import TrainingDiverged, TrainingLog, format_du
 
 logger = logging.getLogger("focal")
 
-NOT_SAVED = 3  # exit code of a training whose results are not all on the disk
 STOP_CHECK_STEPS = 10  # with several ranks: steps between looks at whether one of them got a signal
 
 

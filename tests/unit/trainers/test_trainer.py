@@ -16,10 +16,10 @@ from focal.checkpoint.resume import Progress
 from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 from focal.distributed.device import Device
 from focal.distributed.signals import StopSignals
-from focal.errors import UserError
+from focal.errors import NOT_SAVED, UserError
 from focal.trainers import trainer as training_module
 from focal.trainers.train_one_step import OUTPUTS
-from focal.trainers.trainer import NOT_SAVED, Outputs, Trainer
+from focal.trainers.trainer import Outputs, Trainer
 
 STEPS_PER_EPOCH = 4
 
