@@ -309,14 +309,18 @@ class Trainer:
         """At the end: whether the disk lacks the last state or the best weights; the log then says what it holds."""
         if not self.device.is_main:
             return False
-        lost, step, last = [], self.progress.step, self.outputs.last.path(0)
+        lost, step, last, best = [], self.progress.step, self.outputs.last.path(0), self.outputs.best
         if self.saved_at_step != step:
             held = f"step {self.saved_at_step}" if self.saved_at_step >= 0 else "what was there before this start"
-            lost.append(f"{last} holds {held}, not step {step}" if last.exists() else f"there is no {last}")
-        if self.outputs.best.lost is not None:
-            lost.append(f"{self.outputs.best.folder} lacks the best weights, of top-1 {self.outputs.best.lost:.2f} %")
+            held = f"{last} holds {held}, not step {step}" if last.exists() else f"there is no {last}"
+            lost.append(f"{held}; make room, then --resume auto trains the missing part again")
+        if best.lost is not None:
+            lost.append(
+                f"{best.folder} lacks the best weights, of top-1 {best.lost:.2f} %; use {last.name}, or make room and "
+                "--resume an earlier checkpoint"
+            )
         if lost:
-            logger.error("NOT SAVED: %s; make room, then --resume auto trains the missing part again", "; ".join(lost))
+            logger.error("NOT SAVED: %s", "; and ".join(lost))
         return bool(lost)
 
     def max_steps_reached(self) -> bool:

@@ -140,9 +140,13 @@ def test_training_continues_in_the_middle_of_an_epoch(run):
     "keys, saved, said",
     [
         ({"full": 1}, [], "there is no "),
-        ({"full": 9}, [(4, 0), (8, 0)], "last.ckpt holds step 8, not step 12"),
+        ({"full": 9}, [(4, 0), (8, 0)], "last.ckpt holds step 8, not step 12; make room, then --resume auto"),
         ({"full": 5, "max_steps": 6}, [(4, 0)], "last.ckpt holds step 4, not step 6"),
-        ({"lost": 75.0}, [(4, 0), (8, 0), (12, 0)], "lacks the best weights, of top-1 75.00 %"),
+        (
+            {"lost": 75.0},
+            [(4, 0), (8, 0), (12, 0)],
+            "lacks the best weights, of top-1 75.00 %; use last.ckpt, or make room and --resume an earlier checkpoint",
+        ),
     ],
 )
 def test_what_could_not_be_saved_decides_the_exit_code_and_is_the_last_thing_said(run, caplog, keys, saved, said):
