@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from focal.errors import UserError
-from focal.files import writing
+from focal.files import LOCK_FILE, writing
 
 logger = logging.getLogger("focal")
 
-LOCK_FILE = ".lock"
 LOCKED_VARIABLE = "FOCAL_LOCKED"  # in the environment of a process that has a lock and of those it starts: its path
 _held: dict[str, int] = {}  # folder -> file descriptor, for the rest of this process
 

@@ -14,8 +14,9 @@ from typing import Optional
 import pytest
 
 from focal.checkpoint import folder_lock
-from focal.checkpoint.folder_lock import LOCK_FILE, LOCKED_VARIABLE, lock_folder
+from focal.checkpoint.folder_lock import LOCKED_VARIABLE, lock_folder
 from focal.errors import UserError
+from focal.files import LOCK_FILE
 
 SOURCES = Path(__file__).resolve().parents[3] / "src"
 HOLD = """
