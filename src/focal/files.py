@@ -18,6 +18,7 @@ from focal.errors import UserError
 
 logger = logging.getLogger("focal")
 
+LOCK_FILE = ".lock"  # keeps a second training out of a folder; no result
 _TEMPORARY = ".partial."  # starts the name of a file or folder that is being written
 
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Callable, Optional
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-_LAUNCH_VARIABLES = ("MS_", "MINDSPORE_", "VC_", "RANK_", "DEVICE_ID", "FOCAL_TEST", "DATA_DOWNLOAD_METHOD", "LOCAL_")
+_LAUNCH_VARIABLES = (
+    "MS_", "MINDSPORE_", "VC_", "RANK_", "DEVICE_ID", "FOCAL_TEST", "FOCAL_LOCKED", "DATA_DOWNLOAD_METHOD", "LOCAL_"
+)  # fmt: skip
 
 
 class Job:

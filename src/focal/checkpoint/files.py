@@ -107,7 +107,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         with _quiet_mindspore():
             loaded = ms.load_checkpoint(str(path))
     except Exception as error:  # MindSpore's own messages guess at permissions; the cause below them is what happened
-        reason = one_line(error.__cause__ or error)
+        cause = error.__cause__ or error
+        if isinstance(cause, MemoryError) or not isinstance(cause, Exception):  # or Ctrl-C: no fault of the file
+            raise cause from None
+        reason = one_line(cause)
         raise CheckpointError(f"checkpoint: {path} is damaged or not a MindSpore checkpoint ({reason})") from None
     text, entries = loaded.pop(META, None), loaded.pop(ENTRIES, None)
     # A file that is cut between two entries still parses, but has lost the metadata and the checksum at its end.

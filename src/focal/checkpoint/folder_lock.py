@@ -2,7 +2,10 @@
 
 The lock is one of the operating system (flock): it ends with the process that holds it, however that ends, and only a
 file without meaning remains. Processes that are forked from this one, such as workers that read data, drop their copy
-of the lock; otherwise a worker that outlives a killed training would keep the next one out.
+of the lock; otherwise a worker that outlives a killed training would keep the next one out. The ranks of a job know by
+a variable of the environment that their launcher has the lock. What the file says of its owner cannot tell them: it may
+be missing (the disk was full) or unreadable (on some file systems a lock keeps readers out, too), and in a container
+process 1 is the parent of every orphan, other trainings included.
 """
 
 from __future__ import annotations
@@ -18,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from focal.errors import UserError
-from focal.files import writing
+from focal.files import LOCK_FILE, writing
 
 logger = logging.getLogger("focal")
 
-LOCK_FILE = ".lock"
+LOCKED_VARIABLE = "FOCAL_LOCKED"  # in the environment of a process that has a lock and of those it starts: its path
 _held: dict[str, int] = {}  # folder -> file descriptor, for the rest of this process
 
 
@@ -49,7 +52,7 @@ def lock_folder(folder: str) -> None:
     except BlockingIOError:
         owner = _read_owner(descriptor)
         os.close(descriptor)
-        if (owner.get("host"), owner.get("process")) != (socket.gethostname(), os.getppid()):
+        if os.environ.get(LOCKED_VARIABLE) != str(path):
             raise UserError(_refusal(folder, owner)) from None
         return
     except OSError as error:
@@ -62,6 +65,7 @@ def lock_folder(folder: str) -> None:
     if not _held:
         os.register_at_fork(after_in_child=_close_all)
     _held[str(path)] = descriptor
+    os.environ[LOCKED_VARIABLE] = str(path)
     owner = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     with contextlib.suppress(OSError):  # a full disk: the lock holds, its owner stays unnamed
         os.ftruncate(descriptor, 0)
@@ -86,7 +90,10 @@ def _read_owner(descriptor: int) -> dict[str, Any]:
 def _refusal(folder: str, owner: dict[str, Any]) -> str:
     named = owner.keys() >= {"process", "host", "since"}
     who = "process {process} on {host}, since {since}".format(**owner) if named else "an unknown process"
-    return (
+    message = (
         f"train_url: {folder} is in use by another training ({who}); wait until it ends, stop it, or give another "
         "train_url"
     )
+    if owner.get("host") != socket.gethostname():  # a file server keeps a lock until it misses the one that held it
+        message += f"; if that server has crashed, wait two minutes or remove {Path(folder) / LOCK_FILE}"
+    return message

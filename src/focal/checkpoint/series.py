@@ -184,7 +184,7 @@ class BestCheckpoints(_Series):
                 self.lost = None
         except OSError as error:
             logger.error("best checkpoint not saved, training continues, the previous one remains: %s", error)
-            if score > max([known.score for known in self._kept or ()] + [self.lost or -1.0]):
+            if score > max([known.score for known in self._kept or ()] + [-1.0 if self.lost is None else self.lost]):
                 self.lost = score
             self._kept = None
             return None

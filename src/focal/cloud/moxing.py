@@ -24,7 +24,7 @@ from focal.cloud.upload import with_retries
 from focal.config.schema import Config
 from focal.distributed.device import Device
 from focal.errors import UserError, one_line
-from focal.files import is_temporary, read_json, temporary_path, write_json
+from focal.files import LOCK_FILE, is_temporary, read_json, temporary_path, write_json
 
 logger = logging.getLogger("focal")
 
@@ -287,12 +287,12 @@ class ResultSender:
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of every finished file in `folder`, by relative path."""
+    """Size and time of change of every finished file in `folder` but its lock, by relative path."""
     files: dict[str, tuple[int, int]] = {}
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):  # removed while we look
             name = path.relative_to(folder)
-            if path.is_file() and not is_temporary(name):
+            if path.is_file() and not is_temporary(name) and path.name != LOCK_FILE:
                 status = path.stat()
                 files[name.as_posix()] = (status.st_size, status.st_mtime_ns)
     return files

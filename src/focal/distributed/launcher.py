@@ -32,6 +32,7 @@ from focal.distributed.dynamic_cluster import (
 )
 from focal.distributed.environment import check_device_num, detect_launch
 from focal.distributed.logging import make_log_folder, setup_logging
+from focal.errors import NOT_SAVED
 
 logger = logging.getLogger("focal")
 
@@ -39,7 +40,7 @@ POLL_SECONDS = 0.1
 INTERRUPT_GRACE = 300.0  # seconds that workers have after Ctrl-C or SIGTERM to save and to send their results
 FAILURE_GRACE = 15.0  # seconds left to the other workers if one of them fails meanwhile
 # Exit codes of workers that ended because they were asked to.
-_STOPPED = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
+_STOPPED = (0, NOT_SAVED, 128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 SCHEDULER_GRACE = 20.0  # seconds that the scheduler has to end after the last worker
 LAST_LINES = 20
 
@@ -69,8 +70,8 @@ def launch(run: RunConfig, argv: Sequence[str], output_folder: str) -> int:
         output_folder: takes the logs of scheduler and workers.
 
     Returns:
-        The exit code of the first worker that failed, or 128 + number for a signal. Where msrun has started this
-        process as the scheduler, be that, and return 0.
+        The exit code of the first worker that failed, `NOT_SAVED` if one came to its end with that, or 128 + number for
+        a signal. Where msrun has started this process as the scheduler, be that, and return 0.
 
     Raises:
         UserError: `device_num` contradicts the environment, or the master's address or port cannot be used.
@@ -165,8 +166,9 @@ class _Job:
         while True:
             shown.copy_new()
             states = [(worker, worker.process.poll()) for worker in self.workers]
-            failed = [worker for worker, code in states if code not in (None, 0)]
+            failed = [worker for worker, code in states if code not in (None, 0, NOT_SAVED)]
             running = [worker for worker, code in states if code is None]
+            unsaved = any(code == NOT_SAVED for _, code in states)  # not a failure: the others come to their end, too
             if self.interrupted is not None:
                 broken = [worker for worker in failed if worker.process.returncode not in _STOPPED]
                 if broken:  # the others would wait for it forever
@@ -175,13 +177,16 @@ class _Job:
                     return self._report_failure(broken[0], shown)
                 if not running or time.monotonic() > self.deadline:
                     shown.copy_new(to_the_end=True)
+                    if unsaved:
+                        return NOT_SAVED  # what rank 0 said of the disk stays the last line
                     logger.info("ended by %s", signal.Signals(self.interrupted).name)
                     return 128 + self.interrupted
             elif failed:
                 return self._report_failure(failed[0], shown)
             elif not running:
                 shown.copy_new(to_the_end=True)
-                return self._wait_for_scheduler()
+                self._wait_for_scheduler()
+                return NOT_SAVED if unsaved else 0
             elif self.scheduler and self.scheduler.process.poll() not in (None, 0):
                 return self._report_failure(self.scheduler, shown)
             time.sleep(POLL_SECONDS)
@@ -202,9 +207,10 @@ class _Job:
         logger.error("%s %s; the other workers are ended; its log: %s%s", worker.name, how, worker.log, quoted)
         return code
 
-    def _wait_for_scheduler(self) -> int:
+    def _wait_for_scheduler(self) -> None:
+        """Whatever becomes of the scheduler, the workers' results stand: no reason to fail the job."""
         if self.scheduler is None:
-            return 0
+            return
         # Workers on other servers may still be sending their results, and would be killed without the scheduler.
         grace = SCHEDULER_GRACE if self.run_config.node_num == 1 else LAST_WORKER_GRACE
         deadline = time.monotonic() + grace
@@ -219,4 +225,3 @@ class _Job:
                 code,
                 self.scheduler.log,
             )
-        return 0  # the workers' results stand: no reason to fail the job

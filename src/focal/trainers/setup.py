@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 from pathlib import Path
 from typing import Optional
@@ -11,7 +12,7 @@ import mindspore as ms
 from mindspore import nn
 
 from focal.checkpoint.class_names import ClassNames, check_class_names, class_name_difference, class_names_of
-from focal.checkpoint.files import Checkpoint, read_checkpoint
+from focal.checkpoint.files import Checkpoint, read_checkpoint, write_checkpoint
 from focal.checkpoint.paths import set_aside_earlier_results, set_newer_checkpoints_aside
 from focal.checkpoint.resume import Progress, check_state, restore, share_state
 from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
@@ -21,7 +22,8 @@ from focal.config import Config, save_config
 from focal.data.transforms.on_device import PrepareImages
 from focal.distributed.device import Device
 from focal.distributed.machine import describe_machine
-from focal.files import remove_leftovers, write_json, writing
+from focal.errors import UserError, one_line
+from focal.files import remove_leftovers, temporary_path, write_json, writing
 from focal.models import create_model
 from focal.models.attention_choice import choose_attention
 from focal.models.precision import apply_precision
@@ -119,7 +121,8 @@ def resume_state(
         class_names: of the training data.
 
     Raises:
-        UserError: the checkpoint cannot be used, or settings that matter or the names of the classes have changed.
+        UserError: the checkpoint cannot be used, or settings that matter or the names of the classes have changed, or
+            `output_folder` cannot be written.
     """
     progress = None
     if device.is_main:
@@ -161,9 +164,21 @@ def _start_from(checkpoint: Optional[Checkpoint], output_folder: str, keep: int)
     if newer is not None:
         set_newer_checkpoints_aside(output_folder, newer)
         return
+    if checkpoint is None:
+        set_aside_earlier_results(output_folder)
+        return
+    copy = temporary_path(Path(output_folder) / "resumed.ckpt")
+    try:
+        write_checkpoint(copy, checkpoint.tensors, checkpoint.meta)
+    except OSError as error:  # before anything has moved
+        raise UserError(
+            f"train_url: {output_folder} cannot take a copy of {checkpoint.path}, from which this training continues "
+            f"({one_line(error)}); make room, or give another train_url"
+        ) from None
     set_aside_earlier_results(output_folder)
-    if checkpoint is not None:
-        last.save(checkpoint.tensors, checkpoint.meta or {})
+    with writing("train_url", last.path(0)):
+        last.folder.mkdir(exist_ok=True)
+        os.replace(copy, last.path(0))
 
 
 def open_outputs(

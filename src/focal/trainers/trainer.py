@@ -24,6 +24,7 @@ from focal.distributed.collectives import all_reduce_sum
 from focal.distributed.device import Device
 from focal.distributed.progress_watch import ProgressWatch
 from focal.distributed.signals import StopSignals
+from focal.errors import NOT_SAVED
 from focal.evaluation import EvalResult, EvalStep, evaluate, weights_replaced
 from focal.predictions import PredictionCollector
 from focal.trainers.compile_cache import compile_step
@@ -33,7 +34,6 @@ from focal.trainers.training_log import TrainingDiverged, TrainingLog, format_du
 
 logger = logging.getLogger("focal")
 
-NOT_SAVED = 3  # exit code of a training whose results are not all on the disk
 STOP_CHECK_STEPS = 10  # with several ranks: steps between looks at whether one of them got a signal
 
 
@@ -110,27 +110,17 @@ class Trainer:
         if self.max_steps_reached():
             logger.info("nothing to do: step %d, max_steps %d", progress.step, self.config.run.max_steps)
             return 0
+        if progress.epoch >= self.epochs:  # an epoch whose evaluation is missing is not counted as done
+            logger.info("nothing to do: all %d epochs are done", self.epochs)
+            return 0
         self.watch.start()
         try:
             if self.epoch_is_whole():  # the checkpoint was written because its evaluation failed
                 self.finish_epoch()
-            train_step, batches_of = self.prepare()
-            for epoch in range(progress.epoch, self.epochs):
-                batches = batches_of(epoch, progress.micro_batches)
-                self.log.start_epoch(progress)
-                for _ in range(progress.micro_batches // self.micro_batches_per_step, self.steps_per_epoch):
-                    for _ in range(self.micro_batches_per_step):
-                        outputs = train_step(*next(batches))
-                        self.watch.beat()
-                    progress.step += 1
-                    progress.micro_batches += self.micro_batches_per_step
-                    self.log.step(outputs, progress)
-                    if self.epoch_is_whole():
-                        self.finish_epoch()
-                    elif self.save_steps_due():
-                        self.save()
-                    if self.stop_requested() and progress.epoch < self.epochs:
-                        return self.stop_early()
+            if progress.epoch < self.epochs:
+                code = self.train_epochs()
+                if code is not None:
+                    return code
         except TrainingDiverged:
             self.save_if_none()
             raise
@@ -139,6 +129,28 @@ class Trainer:
             self.log.close()
         logger.info("training finished: best top-1 %.2f %%", progress.best_top1)
         return NOT_SAVED if self.report_unsaved() else 0
+
+    def train_epochs(self) -> Optional[int]:
+        """Compile the step and train all epochs that are left; returns the exit code if it has to stop before."""
+        progress = self.progress
+        train_step, batches_of = self.prepare()
+        for epoch in range(progress.epoch, self.epochs):
+            batches = batches_of(epoch, progress.micro_batches)
+            self.log.start_epoch(progress)
+            for _ in range(progress.micro_batches // self.micro_batches_per_step, self.steps_per_epoch):
+                for _ in range(self.micro_batches_per_step):
+                    outputs = train_step(*next(batches))
+                    self.watch.beat()
+                progress.step += 1
+                progress.micro_batches += self.micro_batches_per_step
+                self.log.step(outputs, progress)
+                if self.epoch_is_whole():
+                    self.finish_epoch()
+                elif self.save_steps_due():
+                    self.save()
+                if self.stop_requested() and progress.epoch < self.epochs:
+                    return self.stop_early()
+        return None
 
     def prepare(self) -> tuple[Callable[..., Tensor], Callable[[int, int], Iterator[tuple]]]:
         """Compile the step, and say how it is fed: from here, or from the device's queue (dataset_sink_mode).
@@ -297,14 +309,18 @@ class Trainer:
         """At the end: whether the disk lacks the last state or the best weights; the log then says what it holds."""
         if not self.device.is_main:
             return False
-        lost, step, last = [], self.progress.step, self.outputs.last.path(0)
+        lost, step, last, best = [], self.progress.step, self.outputs.last.path(0), self.outputs.best
         if self.saved_at_step != step:
             held = f"step {self.saved_at_step}" if self.saved_at_step >= 0 else "what was there before this start"
-            lost.append(f"{last} holds {held}, not step {step}" if last.exists() else f"there is no {last}")
-        if self.outputs.best.lost is not None:
-            lost.append(f"{self.outputs.best.folder} lacks the best weights, of top-1 {self.outputs.best.lost:.2f} %")
+            held = f"{last} holds {held}, not step {step}" if last.exists() else f"there is no {last}"
+            lost.append(f"{held}; make room, then --resume auto trains the missing part again")
+        if best.lost is not None:
+            lost.append(
+                f"{best.folder} lacks the best weights, of top-1 {best.lost:.2f} %; use {last.name}, or make room and "
+                "--resume an earlier checkpoint"
+            )
         if lost:
-            logger.error("NOT SAVED: %s; make room, then --resume auto trains the missing part again", "; ".join(lost))
+            logger.error("NOT SAVED: %s", "; and ".join(lost))
         return bool(lost)
 
     def max_steps_reached(self) -> bool:

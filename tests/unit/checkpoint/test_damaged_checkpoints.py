@@ -11,6 +11,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
+from mindspore.train.checkpoint_pb2 import Checkpoint
 
 from focal.checkpoint.files import CheckpointError, read_checkpoint, write_checkpoint
 from focal.checkpoint.paths import check_checkpoint_files
@@ -133,6 +134,21 @@ def forbid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
     monkeypatch.setattr("builtins.open", guarded)
     monkeypatch.setattr(io, "open", guarded)
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_a_want_of_memory_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """MindSpore itself makes a ValueError of it, for which `--resume auto` would set the file aside."""
+
+    def fail(*arguments: object, **settings: object) -> None:
+        raise error
+
+    write_state(tmp_path / "last.ckpt", 1)
+    monkeypatch.setattr(Checkpoint, "ParseFromString", fail)
+    with pytest.raises(error):
+        LastCheckpoints(tmp_path, keep=2).newest()
 
 
 def test_a_checkpoint_without_permission_says_so_and_auto_takes_the_one_before(

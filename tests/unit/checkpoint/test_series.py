@@ -130,6 +130,18 @@ def test_the_oldest_goes_only_after_the_newest_is_whole(tmp_path, monkeypatch):
     assert saved_numbers(tmp_path) == [1, 0]
 
 
+def test_lost_weights_of_score_0_are_lost_too(tmp_path, monkeypatch):
+    """All images of val may be wrong. A lower score, lost later, takes nobody's place."""
+
+    def full(*arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ms, "save_checkpoint", full)
+    best = BestCheckpoints(tmp_path, 1)
+    assert best.offer(0.0, tensors(), {}) is None and best.lost == 0.0
+    assert best.offer(-0.5, tensors(), {}) is None and best.lost == 0.0
+
+
 def test_disk_full_keeps_the_last_good_checkpoint(tmp_path):
     """A real write error of the operating system, by a limit on the size of files."""
     program = """

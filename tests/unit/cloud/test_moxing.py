@@ -18,6 +18,7 @@ from focal.cloud.storage import open_storage
 from focal.config import load_config
 from focal.distributed.device import Device
 from focal.errors import UserError
+from focal.files import LOCK_FILE
 from tests.unit.cloud.fake_moxing import FakeFile, make_moxing
 
 
@@ -311,6 +312,7 @@ def test_results_are_sent_and_stay_here(tmp_path: Path, bucket: FakeFile) -> Non
         (output / "checkpoints" / "last.ckpt").write_bytes(b"one")
         (output / "checkpoints" / ".partial.last.tmp").write_bytes(b"half")
         (output / "checkpoints" / ".partial.last.ckpt").write_bytes(b"being renamed")
+        (output / LOCK_FILE).write_text("held here, and nowhere else")
         place.send_results()
         (output / "metrics.jsonl").write_text("{}\n")
     sent = bucket.root / "bucket" / "out" / "job1"

@@ -16,6 +16,7 @@ import pytest
 
 from focal.config import load_config
 from focal.distributed import launcher
+from focal.errors import NOT_SAVED
 
 SLEEPS = "import time; time.sleep(60)"
 SAVES = "import signal, sys, time; signal.signal(2, lambda *a: (print('saved'), sys.exit(130))); time.sleep(60)"
@@ -70,8 +71,23 @@ def test_a_worker_that_fails_when_asked_is_named_and_not_waited_for(
 
 def test_a_worker_that_fails_ends_the_job_at_once(job: Callable, caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("focal").propagate = True
-    assert job(SLEEPS, "raise SystemExit(3)")._watch() == 3
-    assert "rank 1 failed with exit code 3" in caplog.text
+    assert job(SLEEPS, "raise SystemExit(4)")._watch() == 4
+    assert "rank 1 failed with exit code 4" in caplog.text
+
+
+def test_rank_0_that_could_not_save_is_no_failure_and_the_others_come_to_their_end(
+    job: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They may still be sending results; and what rank 0 said of the disk stays the last line."""
+    made = job(f"raise SystemExit({NOT_SAVED})", "import time; time.sleep(2)")
+    assert made._watch() == NOT_SAVED
+    assert [worker.process.poll() for worker in made.workers] == [NOT_SAVED, 0] and not caplog.text
+
+
+def test_workers_that_stop_when_asked_but_cannot_save_end_the_job_with_that(job: Callable) -> None:
+    made = job(SAVES.replace("130", str(NOT_SAVED)), SAVES)
+    interrupt_soon(made)
+    assert made._watch() == NOT_SAVED
 
 
 def test_ctrl_c_ends_the_wait_for_the_scheduler_but_does_not_fail_the_job(

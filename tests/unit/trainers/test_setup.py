@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+import mindspore as ms
 import pytest
 
 from focal.checkpoint.files import CheckpointError, read_checkpoint, write_checkpoint
@@ -44,6 +45,28 @@ def test_results_of_another_training_are_set_aside_once_the_checkpoint_is_accept
     assert sorted(path.name for path in out.iterdir()) == ["checkpoints", "earlier-1"]
     # Killed before it saves anything itself, the training is continued from where it was.
     assert resume_state(make_config(resume="auto"), step, 10, Device(), str(out)).step == 10
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("write failed")])
+def test_a_training_does_not_start_from_a_checkpoint_that_resume_auto_would_not_find(
+    make_config, make_step, tmp_path, monkeypatch, error
+):
+    """The disk is full. A training that is killed before its first save would otherwise start from the beginning."""
+    config = make_config()
+    step, out, elsewhere = make_step(config), tmp_path / "out", tmp_path / "elsewhere" / "last.ckpt"
+    write(out / "checkpoints" / "last.ckpt", config, step, 250)
+    write(elsewhere, config, step, 10)
+
+    def full(*arguments, **settings):
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="train_url: .*elsewhere/last.ckpt.*make room"):
+        patch.setattr(ms, "save_checkpoint", full)
+        resume_state(make_config(resume=str(elsewhere)), step, 10, Device(), str(out))
+    assert os.listdir(out) == ["checkpoints"], "nothing has moved and nothing lies about"
+    assert resume_state(make_config(resume="auto"), step, 10, Device(), str(out)).step == 250
+    assert resume_state(make_config(resume=str(elsewhere)), step, 10, Device(), str(tmp_path / "new")).step == 10
+    assert os.listdir(tmp_path / "new") == ["checkpoints"]
 
 
 def test_every_new_training_has_a_number_of_its_own(make_config, make_step, tmp_path):

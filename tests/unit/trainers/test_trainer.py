@@ -16,10 +16,10 @@ from focal.checkpoint.resume import Progress
 from focal.checkpoint.series import BestCheckpoints, LastCheckpoints
 from focal.distributed.device import Device
 from focal.distributed.signals import StopSignals
-from focal.errors import UserError
+from focal.errors import NOT_SAVED, UserError
 from focal.trainers import trainer as training_module
 from focal.trainers.train_one_step import OUTPUTS
-from focal.trainers.trainer import NOT_SAVED, Outputs, Trainer
+from focal.trainers.trainer import Outputs, Trainer
 
 STEPS_PER_EPOCH = 4
 
@@ -111,6 +111,21 @@ def test_max_steps_that_are_already_done_train_nothing(run):
     assert (saved, steps) == ([], 0) and after == Progress(epoch=1, step=4)
 
 
+def test_a_finished_training_that_is_resumed_succeeds_without_doing_anything(run, caplog):
+    caplog.set_level(logging.INFO, logger="focal")
+    saved, steps, after = run(Progress(epoch=3, step=12))
+    assert (saved, steps) == ([], 0) and after == Progress(epoch=3, step=12)
+    assert caplog.records[-1].getMessage() == "nothing to do: all 3 epochs are done"
+
+
+def test_the_missing_evaluation_of_the_last_epoch_is_made_up_for(run, monkeypatch):
+    evaluated = []
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: evaluated.append(self.progress.epoch) or "")
+    monkeypatch.setattr(Trainer, "prepare", lambda self: pytest.fail("there is nothing to train"))
+    saved, steps, after = run(Progress(epoch=2, micro_batches=4, step=12))
+    assert evaluated == [3] and saved == [(12, 0)] and steps == 0 and after.epoch == 3
+
+
 def test_max_steps_counts_steps_not_micro_batches(run):
     saved, steps, progress = run(max_steps=3, accumulation_step=2)
     assert saved == [(2, 0), (3, 2)] and steps == 6 and progress.step == 3
@@ -125,9 +140,13 @@ def test_training_continues_in_the_middle_of_an_epoch(run):
     "keys, saved, said",
     [
         ({"full": 1}, [], "there is no "),
-        ({"full": 9}, [(4, 0), (8, 0)], "last.ckpt holds step 8, not step 12"),
+        ({"full": 9}, [(4, 0), (8, 0)], "last.ckpt holds step 8, not step 12; make room, then --resume auto"),
         ({"full": 5, "max_steps": 6}, [(4, 0)], "last.ckpt holds step 4, not step 6"),
-        ({"lost": 75.0}, [(4, 0), (8, 0), (12, 0)], "lacks the best weights, of top-1 75.00 %"),
+        (
+            {"lost": 75.0},
+            [(4, 0), (8, 0), (12, 0)],
+            "lacks the best weights, of top-1 75.00 %; use last.ckpt, or make room and --resume an earlier checkpoint",
+        ),
     ],
 )
 def test_what_could_not_be_saved_decides_the_exit_code_and_is_the_last_thing_said(run, caplog, keys, saved, said):
