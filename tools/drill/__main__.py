@@ -21,7 +21,6 @@ from focal.errors import one_line, run_main  # noqa: E402
 from tools.drill import kills, soak, surroundings  # noqa: E402
 from tools.drill.outcome import Outcome, table  # noqa: E402
 
-
 Fault = Callable[[], Outcome]
 
 
