@@ -33,13 +33,23 @@ def _rank(running: Job) -> list[int]:
 
 
 def _data_worker(running: Job) -> list[int]:
-    ranks = {pid for pid, role in running.processes().items() if role.startswith("rank")}
-    workers = [pid for pid in ranks if _parent(pid) in ranks]
-    return [random.choice(workers)]
+    found: list[int] = []
+
+    def alive() -> bool:  # between two epochs there are none
+        ranks = {pid for pid, role in running.processes().items() if role.startswith("rank")}
+        found[:] = [pid for pid in ranks if _parent(pid) in ranks]
+        return bool(found)
+
+    running.wait_until(alive, PATIENCE)
+    return [random.choice(found)]
 
 
 def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    """The process that started this one; 0 if it has just ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return 0
 
 
 VICTIMS: dict[str, Callable[[Job], list[int]]] = {
