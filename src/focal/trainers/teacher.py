@@ -15,6 +15,7 @@ from focal.checkpoint.weights import assign_weights, select_weights
 from focal.config import Config, ConfigError, load_config, to_flat_dict
 from focal.config.architectures import published_archs
 from focal.config.schema import ModelConfig
+from focal.files import crc32_of
 from focal.models import create_model
 from focal.models.inference import prepare_for_evaluation
 
@@ -52,7 +53,8 @@ def build_teacher(config: Config, class_names: ClassNames = None) -> Optional[nn
 
     network = create_model(load_config(_model_keys(checkpoint, saved, config)))
     report = assign_weights(network, weights, str(checkpoint.path), key="teacher")
-    logger.info("teacher %s (%s weights): %s", checkpoint.path, "EMA" if use_ema else "raw", report)
+    kind = "EMA" if use_ema else "raw"
+    logger.info("teacher %s (CRC-32 %s, %s weights): %s", checkpoint.path, crc32_of(checkpoint.path), kind, report)
     prepare_for_evaluation(network, config.step)
     for parameter in network.get_parameters():
         parameter.requires_grad = False
