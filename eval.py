@@ -23,6 +23,7 @@ from focal.files import finite_or_none, write_json
 from focal.job import Job, run_job
 
 if TYPE_CHECKING:
+    from focal.distributed.agreement import Listing
     from focal.evaluation import EvalResult
 
 logger = logging.getLogger("focal")
@@ -66,7 +67,7 @@ def evaluate_checkpoint(job: Job) -> int:
     config = with_classes_of(layout, config)
     saved_names, allowed = class_names_of(checkpoint.meta), config.run.allow_config_change
     check_class_names("pretrained", path, saved_names, layout.known_class_names, allowed)
-    check_ranks_agree(config, device, layout)
+    check_ranks_agree(config, device, layout, compared(config))
     data = EvalData(config, layout, device.rank, device.world_size)
 
     network = create_model(config)
@@ -84,6 +85,14 @@ def evaluate_checkpoint(job: Job) -> int:
     if device.is_main:
         report(result, config.run.json)
     return 0
+
+
+def compared(config: Config) -> list[Listing]:
+    """What the ranks must have in common here, beyond settings, data and code: the weights, and who meets when."""
+    from focal.distributed.agreement import Listing, file_listing
+
+    flags = [f"use_ema: {config.run.use_ema}", f"predictions given: {config.run.predictions is not None}"]
+    return [Listing.of("flags", flags), file_listing("pretrained", config.run.pretrained)]
 
 
 def source(config: Config, result: EvalResult) -> dict[str, Any]:

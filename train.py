@@ -27,17 +27,15 @@ def main() -> int:
 
 
 def check(config: Config) -> None:
-    """Refuse a teacher that is not there, before anything slow is done; a cloud job may have to bring it first."""
-    from focal.cloud.storage import on_cloud_platform
-
-    if not (on_cloud_platform() or config.run.run_openi):
-        check_teacher_file(config.run)
+    """Refuse a teacher that is not there, before anything slow is done; a cloud job does not bring it either."""
+    check_teacher_file(config.run)
 
 
 def train(job: Job) -> int:
     """Build data, network and step, resume if asked to, and run the loop; return the exit code."""
     from focal.data import EvalData, TrainData, check_data, check_ranks_agree, with_classes_of
     from focal.data.transforms.on_device import Normalize
+    from focal.distributed.agreement import file_listing
     from focal.evaluation import EvalStep
     from focal.report import report_if_possible
     from focal.trainers.plan import describe_plan, planned_world_size
@@ -48,7 +46,7 @@ def train(job: Job) -> int:
 
     layout = check_data(config, storage.data_folder())
     config, world_size = with_classes_of(layout, config), planned_world_size(config, device)
-    check_ranks_agree(config, device, layout)
+    check_ranks_agree(config, device, layout, [file_listing("teacher", config.run.teacher)])
     train_data = TrainData(config, layout, device.rank, world_size)
     eval_data = EvalData(config, layout, device.rank, world_size)
 

@@ -5,12 +5,15 @@ Importing this package imports neither NumPy nor MindSpore; the functions do whe
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from focal.config import Config, ConfigError, load_config
+from focal.config.loading import all_keys
+from focal.config.schema import ModelConfig
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -21,7 +24,7 @@ __all__ = ["Config", "ConfigError", "create_model", "list_models", "load_config"
 def create_model(
     config: Union[Config, str],
     *,
-    pretrained: Union[str, os.PathLike[str], None] = None,
+    pretrained: Union[str, os.PathLike[str], Literal[False], None] = None,
     use_ema: bool = False,
     features_only: bool = False,
     out_indices: Optional[Sequence[int]] = None,
@@ -34,21 +37,23 @@ def create_model(
             a configuration are for training and are not read here.
         pretrained: a checkpoint (.ckpt), or a file of the authors' code, as scripts/convert_weights.py reads them. If
             `num_classes` is not the file's, the head keeps its initial values, which a warning says. A name without
-            `num_classes`, or num_classes -1, takes as many classes as the file has.
+            `num_classes`, or num_classes -1, takes as many classes as the file has. False is None, as in timm; there
+            is no True, since nothing is downloaded.
         use_ema: load the checkpoint's EMA weights.
         features_only: return a backbone instead, images -> maps (B, C_i, H_i, W_i); see
             `focal.models.backbone.FocalBackbone`.
         out_indices: with `features_only`, the stages whose maps are returned, for example (1, 2, 3); all by default.
-        overrides: configuration keys to change, with a name only: `create_model(name, num_classes=10)`.
+        overrides: keys of the network to change, or `seed`, with a name only: `create_model(name, num_classes=10)`.
 
     Returns:
         A Cell: images (B, in_channels, H, W) float32 -> logits (B, num_classes). Its method `reset_head(num_classes)`
         replaces the head.
 
     Raises:
-        ConfigError: an unknown name or key, or settings that no network can have.
+        ConfigError: an unknown name or key, a key that does not shape the network, or settings that none can have.
         UserError: the file of weights does not exist, cannot be read or does not fit the network.
     """
+    pretrained = None if pretrained is False else pretrained
     _check_arguments(pretrained, use_ema, features_only, out_indices, overrides)
     if isinstance(config, str):
         if pretrained is not None and not features_only:
@@ -82,6 +87,10 @@ def _check_arguments(
         raise ConfigError(f"out_indices: {out_indices!r} needs features_only=True; a classifier returns logits")
     if features_only and overrides.get("num_classes"):
         raise ConfigError(f"num_classes: {overrides['num_classes']!r}: with features_only=True there is no head")
+    of_network = {field.name for field in dataclasses.fields(ModelConfig)} | {"seed"}
+    for name in overrides:
+        if name in all_keys() and name not in of_network:
+            raise ConfigError(f"{name}: does not shape the network; give it to load_config, for a training")
 
 
 def list_models(filter: Union[str, Sequence[str]] = "*") -> list[str]:

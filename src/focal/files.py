@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
@@ -19,6 +20,7 @@ from focal.errors import UserError
 logger = logging.getLogger("focal")
 
 LOCK_FILE = ".lock"  # keeps a second training out of a folder; no result
+_CHUNK = 1 << 20  # bytes read at a time
 _TEMPORARY = ".partial."  # starts the name of a file or folder that is being written
 
 
@@ -48,6 +50,19 @@ def atomic_write(path: Path, before_replace: Callable[[], object] = lambda: None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def crc32_of(path: Path) -> str:
+    """The CRC-32 of a whole file, as eight hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            checksum = zlib.crc32(chunk, checksum)
+    return f"{checksum:08x}"
 
 
 def temporary_path(path: Path) -> Path:

@@ -12,7 +12,7 @@ from examples import segmentation
 
 @pytest.mark.slow
 def test_a_segmentation_network_learns_to_find_shapes(tmp_path, capsys):
-    """After a tenth of the example's steps it beats the best answer that is the same for every pixel: background."""
+    """After a third of the example's steps it beats the best answer that is the same for every pixel: background."""
     path = tmp_path / "picture.png"
     result = segmentation.main(["--steps", "130", "--pictures", "32", "--picture", str(path)])
     printed = capsys.readouterr().out
@@ -22,6 +22,13 @@ def test_a_segmentation_network_learns_to_find_shapes(tmp_path, capsys):
     assert float(re.search(r"before training: (\S+)", printed).group(1)) < (classes == 0).mean() / 4 < result - 0.01
     with Image.open(path) as picture:
         assert picture.size == (8 * 64, 3 * 64)
+
+
+@pytest.mark.parametrize("pictures", ("20", "0", "-16"))
+def test_pictures_that_do_not_fill_batches_are_refused(pictures, capsys):
+    with pytest.raises(SystemExit):
+        segmentation.main(["--pictures", pictures])
+    assert f"--pictures: {pictures} is not a multiple of 16" in capsys.readouterr().err
 
 
 def test_the_pictures_depend_on_their_seed_alone_and_hold_every_class():

@@ -64,8 +64,13 @@ def best_checkpoints(paths: Sequence[Path], count: int, use_ema: bool = False) -
     """The `count` checkpoints of highest top-1, best first, of the raw or the EMA weights.
 
     Raises:
+        ConfigError: there are not `count` files, or it is less than two.
         CheckpointError: one cannot be read, or does not say its accuracy, which only those in best/ do.
     """
+    if not 2 <= count <= len(paths):
+        if len(paths) < 2:
+            raise ConfigError(f"best: {count} of {len(paths)} files; a mean needs two or more checkpoints")
+        raise ConfigError(f"best: {count} of {len(paths)} files; give 2 to {len(paths)}")
     return sorted(paths, key=lambda path: _top1(path, use_ema), reverse=True)[:count]
 
 

@@ -32,6 +32,9 @@ _ALIASES = {
     "ckpt": "pretrained",
     "opt": "optimizer",
     "mixup": "mix_up",
+    "checkpoint_path": "pretrained",
+    "drop_path": "drop_path_rate",
+    "bce_loss": "loss",
 }
 
 

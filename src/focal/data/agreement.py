@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from focal.config.schema import Config
 from focal.data.folder import ImageSource
 from focal.data.layout import DataLayout
@@ -9,14 +11,17 @@ from focal.distributed.agreement import Listing, check_agreement, settings_listi
 from focal.distributed.device import Device
 
 
-def check_ranks_agree(config: Config, device: Device, layout: DataLayout) -> None:
+def check_ranks_agree(config: Config, device: Device, layout: DataLayout, others: Sequence[Listing] = ()) -> None:
     """Refuse a job whose servers have other settings, classes, images or code. Every rank must call it.
 
-    Images are compared by name and label, not by content.
+    Images are compared by name and label, not by content; one server may have them in MindRecord files, however many,
+    and another in folders.
 
     Args:
         config: without `num_classes` -1, see `with_classes_of`.
         layout: the data of this server, which may lie in another folder than that of the others.
+        others: what else must be the same, for example files that each server reads for itself; of the same names on
+            every rank.
 
     Raises:
         UserError: on every rank, see `check_agreement`.
@@ -28,18 +33,19 @@ def check_ranks_agree(config: Config, device: Device, layout: DataLayout) -> Non
         [
             source_listing(),
             settings_listing(config),
+            *others,
             Listing.of("class names", [repr(name) for name in layout.class_names]),
-            *(_images(name, source, layout.folder) for name, source in splits.items() if source is not None),
+            *(_images(name, source) for name, source in splits.items() if source is not None),
         ],
         device,
     )
 
 
-def _images(name: str, source: ImageSource, folder: str) -> Listing:
+def _images(name: str, source: ImageSource) -> Listing:
     """The images of a split in their order, each with its label."""
     labels = source.labels.tolist()
 
     def entry(index: int) -> str:
-        return f"{source.name(index)[len(folder) :].lstrip('/')!r} of class {labels[index]}"
+        return f"{source.relative_name(index)!r} of class {labels[index]}"
 
     return Listing(name, len(source), entry)

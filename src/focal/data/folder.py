@@ -35,6 +35,10 @@ class ImageSource(Protocol):
         """What messages call the sample: its path, or MindRecord file and name."""
         ...
 
+    def relative_name(self, index: int) -> str:
+        """The same wherever and however the split is stored: the path below its folder, usually `class/file`."""
+        ...
+
 
 def pack_names(names: Iterable[str]) -> np.ndarray:
     """File names as an array of bytes.

@@ -104,7 +104,11 @@ class MindRecordSource:
         return data
 
     def name(self, index: int) -> str:
-        return f"{self._shards[int(self._places[index, 0])]}:{os.fsdecode(self._names[index])}"
+        return f"{self._shards[int(self._places[index, 0])]}:{self.relative_name(index)}"
+
+    def relative_name(self, index: int) -> str:
+        """The path in the folder that the shards were written from, `class/file`."""
+        return os.fsdecode(self._names[index])
 
 
 def _read_index(shard: str, shards: list[str]) -> list[tuple[int, str, int, int]]:

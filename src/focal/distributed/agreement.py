@@ -8,9 +8,10 @@ differ, look for the first entry that does.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 
@@ -19,11 +20,12 @@ from focal.config.schema import may_change_on_resume
 from focal.distributed.collectives import all_reduce_sum
 from focal.distributed.device import Device
 from focal.errors import UserError
+from focal.files import crc32_of
 
 # Keys that may change when a training resumes, but decide when the ranks meet or what they do there.
 MEETING_KEYS = (
     "eval_batch_size", "crop_ratio", "skip_unreadable", "max_nonfinite_steps", "graph_mode", "dataset_sink_mode",
-    "eval_every", "save_every", "save_steps", "log_steps", "max_steps",
+    "jit_level", "eval_every", "save_every", "save_steps", "log_steps", "max_steps",
 )  # fmt: skip
 _PACKAGE = Path(__file__).resolve().parents[1]  # src/focal
 _BLOCKS = 512  # digests per exchange while the first difference is searched for
@@ -56,11 +58,57 @@ def settings_listing(config: Config) -> Listing:
     return Listing.of("settings", [f"{name}: {flat[name]!r}" for name in compared])
 
 
-def source_listing(package: Path = _PACKAGE) -> Listing:
-    """The source files of this package, each with the digest of its content."""
-    files = sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py"))
-    entries = [f"{name} (SHA-256 {hashlib.sha256((package / name).read_bytes()).hexdigest()[:16]})" for name in files]
-    return Listing.of("source code", entries)
+def source_listing(package: Path = _PACKAGE, script: Optional[Path] = None) -> Listing:
+    """The source files of this package and then the running script, each with the digest of its content.
+
+    Hidden files and folders are left out: editors keep locks and copies there.
+
+    Args:
+        package: the folder of the package.
+        script: the running script; None: what Python was started with, if that is a file.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    inner = {path.relative_to(package): path for path in package.rglob("*.py")}
+    files = {name.as_posix(): path for name, path in sorted(inner.items()) if not _is_hidden(name)}
+    started = script or getattr(sys.modules["__main__"], "__file__", None)
+    if started is not None:
+        files[f"the script {Path(started).name}"] = Path(started)
+    return Listing.of("source code", [f"{name} (SHA-256 {_sha256_of(path)})" for name, path in files.items()])
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _sha256_of(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise UserError(
+            f"source code: {path} cannot be read ({error.strerror or error}), so it cannot be compared with that of "
+            "the other servers; restore or remove it"
+        ) from None
+
+
+def file_listing(name: str, path: Optional[str]) -> Listing:
+    """A file that each server reads for itself, by the CRC-32 of its content; it may lie elsewhere on each of them.
+
+    Args:
+        name: the key that names the file.
+        path: the file, None without one.
+    """
+
+    def entry(_: int) -> str:
+        if path is None:
+            return f"no {name}"
+        try:
+            return f"a file with CRC-32 {crc32_of(Path(path))}"
+        except OSError as error:
+            return f"{path}, which cannot be read ({error.strerror or error})"
+
+    return Listing(f"{name} file", 1, entry)
 
 
 def check_agreement(listings: Sequence[Listing], device: Device) -> None:

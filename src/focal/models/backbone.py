@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Sequence
 from typing import Union
 
@@ -92,13 +93,15 @@ def _chosen_stages(out_indices: Union[Sequence[int], None], stages: int) -> tupl
     """`out_indices` as numbers from 0; see `FocalBackbone`."""
     if out_indices is None:
         return tuple(range(stages))
-    hint = f"give ascending numbers of stages from 0 to {stages - 1}, for example ({stages - 2}, {stages - 1})"
+    hint = f"give ascending numbers of stages from 0 to {stages - 1}, for example {tuple(range(stages))[-2:]}"
+    if stages == 1:
+        hint = "give ascending numbers of stages, here (0,), the only one"
     if isinstance(out_indices, str) or not isinstance(out_indices, Sequence) or not out_indices:
         raise ConfigError(f"out_indices: {out_indices!r}: {hint}")
     for index in out_indices:
-        if isinstance(index, bool) or not isinstance(index, int) or not -stages <= index < stages:
+        if isinstance(index, bool) or not hasattr(index, "__index__") or not -stages <= index < stages:
             raise ConfigError(f"out_indices: {out_indices!r}: there is no stage {index!r}; {hint}")
-    chosen = tuple(index % stages for index in out_indices)
+    chosen = tuple(operator.index(index) % stages for index in out_indices)
     if list(chosen) != sorted(set(chosen)):
         raise ConfigError(f"out_indices: {out_indices!r}: the stages are not in ascending order; {hint}")
     return chosen

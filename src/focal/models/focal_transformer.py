@@ -198,7 +198,12 @@ class FocalTransformer(nn.Cell):
             self.layers.append(FocalStage(stage, following, [next(rates) for _ in range(stage.depth)], dropouts))
         self.norm, self.token_mean = LayerNorm(last.channels), TokenMean()
         self.head: Optional[Dense] = Dense(last.channels, model.num_classes) if model.num_classes else None
-        self.depths, self.seed, self.num_features = model.depths, seed, last.channels
+        self.depths, self.seed, self.num_features, self.num_classes = (
+            model.depths,
+            seed,
+            last.channels,
+            model.num_classes,
+        )
         self.has_drop_path = model.drop_path_rate > 0
         self.keep_rates = Tensor(1 - np.repeat(model.drop_path_rates, 2)[:, None], ms.float32)  # (2 * blocks, 1)
         self.drop_path_factors = DropPathFactors(self.keep_rates.shape[0])
@@ -224,7 +229,7 @@ class FocalTransformer(nn.Cell):
             raise ConfigError(
                 f"num_classes: {num_classes!r} is not a number of classes; give a whole number, 0 for none"
             )
-        self.head = None
+        self.head, self.num_classes = None, num_classes
         if num_classes:
             self.head = Dense(self.num_features, num_classes)
             initialize(self.head, self.seed)
@@ -270,6 +275,11 @@ class FocalTransformer(nn.Cell):
             outputs += (x,)
         return outputs
 
+    def forward_features(self, images: Tensor, drop_path: Optional[Tensor] = None) -> Tensor:
+        """Images -> what the head takes: the mean over the tokens after the last norm, (B, num_features)."""
+        x = self.forward_stages(images, drop_path)[-1]
+        return self.token_mean(self.norm(x))  # (B, C)
+
     def construct(self, images: Tensor, drop_path: Optional[Tensor] = None) -> Tensor:
         """Images (B, in_channels, H, W) -> logits (B, num_classes).
 
@@ -278,8 +288,7 @@ class FocalTransformer(nn.Cell):
             drop_path: in training, a factor per branch and sample (2 * blocks, B) float32, as
                 focal.data.transforms.drop_path draws them. None: drawn on the device, which no resume can repeat.
         """
-        x = self.forward_stages(images, drop_path)[-1]
-        x = self.token_mean(self.norm(x))  # (B, C)
+        x = self.forward_features(images, drop_path)
         return x if self.head is None else self.head(x)
 
 

@@ -5,6 +5,8 @@ Throughout, `gradients` is a tuple of float32 vectors, one per bucket of trained
 
 from __future__ import annotations
 
+from typing import Optional
+
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2
@@ -68,10 +70,16 @@ class OverflowCheck(nn.Cell):
             self.clear_status = NPUClearFloatStatusV2()
             self.get_status = NPUGetFloatStatusV2()
 
-    def start(self, images: Tensor) -> Tensor:
-        """Clear the status flag before anything is computed from `images`, which are returned."""
+    def start(self, images: Tensor, after: Optional[Tensor] = None) -> Tensor:
+        """Clear the status flag, and return `images`: what is computed from the result comes after that.
+
+        Args:
+            images: of any shape.
+            after: a result whose own overflows do not count, a teacher's: the flag is cleared when it is there.
+        """
         if self.saturates:
-            cleared = self.clear_status(Tensor([0] * 8, ms.int32))
+            status = Tensor([0] * 8, ms.int32)
+            cleared = self.clear_status(status if after is None else ops.depend(status, after))
             images = ops.depend(images, cleared)
         return images
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 from typing import Any, Optional
 
 from mindspore import nn
 
 from focal.checkpoint.class_names import ClassNames, check_class_names, class_names_of
-from focal.checkpoint.files import Checkpoint, read_checkpoint
+from focal.checkpoint.files import Checkpoint, CheckpointError, read_checkpoint
+from focal.checkpoint.official import KEY_INDICES
 from focal.checkpoint.weights import assign_weights, select_weights
 from focal.config import Config, ConfigError, load_config, to_flat_dict
 from focal.config.architectures import published_archs
 from focal.config.schema import ModelConfig
+from focal.files import crc32_of
 from focal.models import create_model
 from focal.models.inference import prepare_for_evaluation
 
@@ -24,7 +27,9 @@ TEACHER = "teacher."  # starts the name of each of its parameters in the trainin
 _MODEL_KEYS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 # Keys of the student that hold for the teacher as well, since both see the same images.
 _SHARED = ("image_size", "num_classes", "in_channels")
-_NO_DROPPING = {"drop_rate": 0.0, "attn_drop_rate": 0.0, "drop_path_rate": 0.0, "recompute": False}
+# Of every teacher: nothing is dropped, and maps of any size are padded to whole windows, which changes no other map.
+_FIXED = {"drop_rate": 0.0, "attn_drop_rate": 0.0, "drop_path_rate": 0.0, "recompute": False, "pad_windows": True}
+_WINDOW_TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"  # of version 1, ((2 * window - 1)^2, heads)
 
 
 def build_teacher(config: Config, class_names: ClassNames = None) -> Optional[nn.Cell]:
@@ -41,7 +46,7 @@ def build_teacher(config: Config, class_names: ClassNames = None) -> Optional[nn
     """
     if config.step.distillation == "none" or config.run.teacher is None:
         return None
-    checkpoint = read_checkpoint(Path(config.run.teacher))
+    checkpoint = _read(Path(config.run.teacher))
     saved = (checkpoint.meta or {}).get("config", {})
     _check_images(checkpoint, saved, config)
     names = class_names_of(checkpoint.meta)
@@ -50,9 +55,17 @@ def build_teacher(config: Config, class_names: ClassNames = None) -> Optional[nn
     weights = select_weights(checkpoint, use_ema)
     _check_classes(checkpoint, weights, config)
 
-    network = create_model(load_config(_model_keys(checkpoint, saved, config)))
+    keys = _model_keys(checkpoint, weights, saved, config)
+    try:
+        network = create_model(load_config(keys))
+    except ConfigError as error:
+        raise ConfigError(f"teacher: {checkpoint.path} does not fit this training: {error}") from None
+    own = saved or to_flat_dict(load_config({"arch": keys["arch"]}))
+    if own.get("image_size") != keys["image_size"]:  # key indices of another map may have the shape of this one's
+        weights = {name: value for name, value in weights.items() if KEY_INDICES not in name}
     report = assign_weights(network, weights, str(checkpoint.path), key="teacher")
-    logger.info("teacher %s (%s weights): %s", checkpoint.path, "EMA" if use_ema else "raw", report)
+    kind = "EMA" if use_ema else "raw"
+    logger.info("teacher %s (CRC-32 %s, %s weights): %s", checkpoint.path, crc32_of(checkpoint.path), kind, report)
     prepare_for_evaluation(network, config.step)
     for parameter in network.get_parameters():
         parameter.requires_grad = False
@@ -60,10 +73,22 @@ def build_teacher(config: Config, class_names: ClassNames = None) -> Optional[nn
     return network
 
 
-def _model_keys(checkpoint: Checkpoint, saved: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Flat keys of the teacher's network: as its checkpoint says, else those of the published model `teacher_arch`."""
+def _read(path: Path) -> Checkpoint:
+    try:
+        return read_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"teacher: {str(error).removeprefix('checkpoint: ')}") from None
+
+
+def _model_keys(
+    checkpoint: Checkpoint, weights: dict[str, Any], saved: dict[str, Any], config: Config
+) -> dict[str, Any]:
+    """Flat keys of the teacher's network: as its checkpoint says, else those of the published model `teacher_arch`.
+
+    The window of a published version 1 is that of the weights, which may have been trained at another image size.
+    """
     arch, student = config.run.teacher_arch, to_flat_dict(config)
-    shared = {**{name: student[name] for name in _SHARED}, **_NO_DROPPING}
+    shared = {**{name: student[name] for name in _SHARED}, **_FIXED}
     if saved:
         if arch not in (None, saved["arch"]):
             raise ConfigError(f"teacher_arch: {arch}, but {checkpoint.path} holds {saved['arch']}; omit teacher_arch")
@@ -73,6 +98,8 @@ def _model_keys(checkpoint: Checkpoint, saved: dict[str, Any], config: Config) -
             f"teacher_arch: {checkpoint.path} does not say which network it holds, and {arch} is not a published "
             "model; give the name of one, see scripts/list_models.py"
         )
+    if _WINDOW_TABLE in weights:
+        shared["window_size"] = (math.isqrt(len(weights[_WINDOW_TABLE])) + 1) // 2
     return {"arch": arch, **shared}
 
 

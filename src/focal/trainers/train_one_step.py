@@ -144,8 +144,8 @@ class TrainOneStep(nn.Cell):
         """
         if self.prepare_images is not None and boxes:
             images = self.prepare_images(images, *boxes)
-        images = self.overflow_check.start(images)
         teacher_logits = None if self.teacher is None else self.teacher(images)
+        images = self.overflow_check.start(images, teacher_logits)  # a teacher's overflows are not the network's
         (_, loss), gradients = self.value_and_grad(images, targets, drop_path, teacher_logits)
         overflow = self.overflow_check.read(gradients)
         gradients, unscaling = self.buckets(gradients), 1.0 / self.loss_scale.value

@@ -67,6 +67,15 @@ def test_sums_are_float64(write):
     assert (average_checkpoints(files)[0]["head.weight"] == np.float32(1 / 3)).all()
 
 
+@pytest.mark.parametrize("count", (-1, 0, 1, 3))
+def test_best_of_fewer_than_two_or_more_than_there_are_is_refused(write, tmp_path, monkeypatch, count):
+    files = [write(number) for number in range(2)]
+    with pytest.raises(ConfigError, match=f"^best: {count} of 2 files; give 2 to 2$"):
+        run(monkeypatch, *files, "--to", tmp_path / "x.ckpt", "--best", count)
+    with pytest.raises(ConfigError, match=f"^best: {count} of 1 files; a mean needs two or more"):
+        run(monkeypatch, files[0], "--to", tmp_path / "x.ckpt", "--best", count)
+
+
 def test_best_takes_those_of_highest_top1(write, tmp_path, monkeypatch, capsys):
     files = [write(number, top1=top1) for number, top1 in enumerate((70.0, 90.0, 80.0))]
     for use_ema, expected in ((False, [1, 2]), (True, [0, 2])):

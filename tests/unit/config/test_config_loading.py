@@ -105,7 +105,7 @@ def test_overrides_win_over_the_source(write_yaml):
     ("name", "nearest"),
     [("epoch", "epochs"), ("batchsize", "batch_size"), ("focal_topk", "focal_topK"), ("lr", "base_lr"),
      ("drop_path", "drop_path_rate"), ("img_size", "image_size"), ("Depths", "depths"), ("mixup", "mix_up"),
-     ("weight-decay", "weight_decay")],
+     ("weight-decay", "weight_decay"), ("checkpoint_path", "pretrained"), ("bce_loss", "loss")],
 )  # fmt: skip
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(name, nearest, write_yaml):
     path = write_yaml(f"{name}: 1\n")

@@ -15,8 +15,16 @@ from focal.config import Config, load_config, to_flat_dict
 from focal.config.loading import all_keys
 from focal.data import check_ranks_agree, find_class_names
 from focal.data.layout import find_layout
+from focal.data.mindrecord import write_mindrecord
 from focal.distributed import agreement
-from focal.distributed.agreement import MEETING_KEYS, Listing, check_agreement, settings_listing, source_listing
+from focal.distributed.agreement import (
+    MEETING_KEYS,
+    Listing,
+    check_agreement,
+    file_listing,
+    settings_listing,
+    source_listing,
+)
 from focal.distributed.device import Device
 from focal.errors import UserError
 
@@ -115,6 +123,8 @@ def test_settings_are_compared_but_not_those_about_a_servers_devices_and_paths()
         assert f"{name}: {value}" not in entries
         theirs = settings_listing(changed(config, **{name: value}))
         assert f"{name}: {value}" in [theirs.entry(index) for index in range(theirs.length)]
+    theirs = settings_listing(changed(config, jit_level="O1"))
+    assert "jit_level: 'O1'" in [theirs.entry(index) for index in range(theirs.length)]
     own = {
         "data_url": "/b", "train_url": "/c", "device_id": 4, "node_rank": 1, "cache_dir": "/d", "master_addr": "b",
         "num_parallel_workers": 3, "compile_cache": "/e", "pretrained": "/f", "resume": "auto", "device_num": 4,
@@ -149,7 +159,7 @@ def test_images_may_lie_in_another_folder_but_must_have_the_same_names_and_label
     file = write_images(tmp_path / "file", *IMAGES[:1], "train/cat/9.png", *IMAGES[2:])
     assert agreement_of(run_ranks, first, file) == (
         "UserError: the servers of this job differ in their images of train: rank 1 from rank 0; first in the images "
-        "of train: 'train/cat/2.png' of class 0 on rank 0, 'train/cat/9.png' of class 0 on rank 1; start all "
+        "of train: 'cat/2.png' of class 0 on rank 0, 'cat/9.png' of class 0 on rank 1; start all "
         "servers with the same settings, data and code"
     )
     names = write_images(tmp_path / "names", *(name.replace("dog", "fox") for name in IMAGES))
@@ -161,9 +171,53 @@ def test_images_may_lie_in_another_folder_but_must_have_the_same_names_and_label
     assert "differ in their images of val: rank 1" in agreement_of(run_ranks, first, more)
 
 
+def test_images_in_folders_and_in_any_number_of_mindrecord_files_are_the_same(run_ranks, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "folder", *IMAGES)
+    layout = find_layout(str(folder))
+    written = []
+    for shards in (1, 2):
+        output = tmp_path / f"shards{shards}"
+        output.mkdir()
+        (output / "classes.json").write_text('["cat", "dog"]')
+        for split, source in (("train", layout.train), ("val", layout.val)):
+            write_mindrecord(source, output, split, min(shards, len(source)), None, 1)
+        written.append(output)
+    assert agreement_of(run_ranks, folder, *written) is None
+    other = write_images(tmp_path / "other", *IMAGES, "train/dog/2.png")
+    assert "nothing on rank 0, 'dog/2.png' of class 1 on rank 1" in agreement_of(run_ranks, written[1], other)
+
+
+def test_a_file_that_each_server_reads_for_itself_is_compared_by_its_content(run_ranks, tmp_path: Path) -> None:
+    layout = find_layout(str(write_images(tmp_path, *IMAGES)))
+    paths = [tmp_path / "a.ckpt", tmp_path / "b.ckpt"]
+    for path in paths:
+        path.write_bytes(b"weights")
+
+    def messages(*paths: Optional[Path]) -> set[str]:
+        names = [None if path is None else str(path) for path in paths]
+        errors = run_ranks(
+            len(paths),
+            lambda device: check_ranks_agree(
+                load_config({}), device, layout, [file_listing("teacher", names[device.rank])]
+            ),
+        )
+        return {str(error) for error in errors}
+
+    assert messages(*paths) == {"None"}
+    paths[1].write_bytes(b"others")
+    (message,) = messages(*paths)
+    assert "differ in their teacher file: rank 1 from rank 0; first in the teacher file: a file with CRC-32 " in message
+    assert ": no teacher on rank 0, a file with CRC-32 " in messages(None, paths[0]).pop()
+    assert "nothing.ckpt, which cannot be read (No such file or directory) on rank" in str(
+        messages(paths[0], Path("nothing.ckpt"))
+    )
+
+
 def test_another_line_of_code_is_noticed(run_ranks, tmp_path: Path) -> None:
     for server in ("a", "b"):
         write_images(tmp_path / server, "models/layers.py", "job.py", "__pycache__/job.pyc")
+    write_images(tmp_path / "b", "models/.ipynb_checkpoints/layers-checkpoint.py")
+    (tmp_path / "b" / ".#job.py").symlink_to("user@host.1")  # the lock of an editor
     (tmp_path / "b" / "job.py").write_text("y")
 
     def work(device: Device) -> None:
@@ -175,6 +229,17 @@ def test_another_line_of_code_is_noticed(run_ranks, tmp_path: Path) -> None:
     )
     (tmp_path / "b" / "job.py").write_text("x")
     assert run_ranks(2, work) == [None, None]
+    for server in "ab":
+        write_images(tmp_path / server, "train.py")
+    (tmp_path / "b" / "train.py").write_text("y")
+
+    def with_script(device: Device) -> None:
+        check_agreement([source_listing(tmp_path / "a", tmp_path / "ab"[device.rank] / "train.py")], device)
+
+    assert "first in the source code: the script train.py (SHA-256" in str(run_ranks(2, with_script)[0])
+    (tmp_path / "a" / "broken.py").symlink_to("nothing")
+    with pytest.raises(UserError, match=r"source code: .*/broken.py cannot be read \(No such file"):
+        source_listing(tmp_path / "a")
     listing = source_listing()
     files = [listing.entry(index).split()[0] for index in range(listing.length)]
     assert "trainers/train_one_step.py" in files and "distributed/agreement.py" in files

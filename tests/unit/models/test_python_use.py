@@ -142,6 +142,9 @@ def test_files_that_do_not_fit_are_refused_by_name(tmp_path):
         ({"out_indices": (0,)}, "out_indices: (0,) needs features_only=True"),
         ({"features_only": True, "num_classes": 5}, "num_classes: 5: with features_only=True there is no head"),
         ({"in_chans": 1}, "unknown key 'in_chans'; did you mean in_channels?"),
+        ({"epochs": 50, "num_classes": 3}, "epochs: does not shape the network; give it to load_config, for a"),
+        ({"amp_level": "O2"}, "amp_level: does not shape the network"),
+        ({"freeze_stages": 1}, "freeze_stages: does not shape the network"),
     ],
 )
 def test_arguments_without_effect_are_refused(arguments, message):
@@ -149,7 +152,24 @@ def test_arguments_without_effect_are_refused(arguments, message):
         focal.create_model(V1, **TWO_STAGES, **arguments)
 
 
+def test_pretrained_false_is_none_as_in_timm():
+    network = focal.create_model(V1, pretrained=False, **TWO_STAGES, num_classes=3, seed=2)
+    assert_same_weights(values(network), values(network_of(num_classes=3, seed=2)))
+    with pytest.raises(ConfigError, match="use_ema: True needs pretrained"):
+        focal.create_model(V1, pretrained=False, use_ema=True, **TWO_STAGES)
+
+
 # ---- another head ----
+
+
+def test_features_are_what_the_head_takes_and_the_number_of_classes_is_an_attribute(pynative_mode):
+    network = network_of(num_classes=5)
+    features = network.forward_features(Tensor(IMAGES))
+    assert features.shape == (2, network.num_features) and network.num_classes == 5
+    np.testing.assert_array_equal(network.head(features).asnumpy(), network(Tensor(IMAGES)).asnumpy())
+    network.reset_head(0)
+    assert network.num_classes == 0
+    np.testing.assert_array_equal(network(Tensor(IMAGES)).asnumpy(), features.asnumpy())
 
 
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE], ids=["graph", "pynative"])
@@ -192,7 +212,7 @@ def test_a_head_of_no_possible_number_of_classes_is_refused_and_the_old_one_stay
 # ---- chosen stages ----
 
 
-@pytest.mark.parametrize("out_indices", [(0,), (1,), (-1,), (0, 1)])
+@pytest.mark.parametrize("out_indices", [(0,), (1,), (-1,), (0, 1), [np.int64(0)]])
 def test_a_backbone_gives_the_maps_of_the_chosen_stages(out_indices, pynative_mode):
     whole = create_backbone(load_config({"arch": V1, **TWO_STAGES})).set_train(False)
     backbone = focal.create_model(V1, features_only=True, out_indices=out_indices, **TWO_STAGES).set_train(False)
@@ -257,6 +277,12 @@ def test_a_backbone_takes_the_weights_of_a_classifier(tmp_path, caplog):
 def test_stages_that_do_not_exist_or_are_out_of_order_are_refused(out_indices):
     with pytest.raises(ConfigError, match=r"out_indices: .*; give ascending|out_indices: .*: give ascending"):
         focal.create_model(V1, features_only=True, out_indices=out_indices, **TWO_STAGES)
+
+
+def test_the_hint_about_stages_fits_a_network_of_one():
+    one = {**TWO_STAGES, **{name: value[:1] for name, value in TWO_STAGES.items() if isinstance(value, list)}}
+    with pytest.raises(ConfigError, match=r"there is no stage 1; give ascending numbers of stages, here \(0,\)"):
+        focal.create_model(V1, features_only=True, out_indices=(1,), **one)
 
 
 # ---- names ----

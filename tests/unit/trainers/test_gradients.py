@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
+from focal.distributed.device import Device
 from focal.trainers import gradients as gradients_module
 from focal.trainers.gradients import OverflowCheck, clip_factor, global_norm, scale_or_zero
+from focal.trainers.losses import create_loss
+from focal.trainers.optimizer import create_optimizer
+from focal.trainers.train_one_step import StepOutputs, TrainOneStep, trained_parameters
+from tests.unit.toy_network import ToyNetwork
 
 
 def arrays():
@@ -80,10 +85,33 @@ class SaturatingStep(nn.Cell):
         return self.check.read((clamped,))
 
 
-def test_the_status_flag_is_cleared_before_and_read_after(monkeypatch):
+@pytest.fixture
+def saturating(monkeypatch):
     monkeypatch.setattr(gradients_module, "saturates_on_overflow", lambda: True)
     monkeypatch.setattr(gradients_module, "NPUClearFloatStatusV2", ClearStatus)
     monkeypatch.setattr(gradients_module, "NPUGetFloatStatusV2", GetStatus)
+
+
+class SaturatingTeacher(nn.Cell):
+    """Logits, and an overflow on the way to them."""
+
+    def construct(self, inputs):
+        ops.assign_add(STATUS, Tensor(np.ones(8, np.int32)))
+        return inputs[:, :4] * 1.0
+
+
+def test_an_overflow_in_the_teacher_does_not_count_as_one_of_the_network(saturating, make_config, batch):
+    config = make_config(distillation="soft", teacher="t.ckpt")
+    network = ToyNetwork(0)
+    optimizer = create_optimizer(trained_parameters(network), config.optim, config.model, np.full(20, 0.05))
+    parts = (network, create_loss(config.step), optimizer, config.step, Device(), None)
+    inputs, targets = (Tensor(values) for values in batch(0))
+    outputs = StepOutputs(*TrainOneStep(*parts, SaturatingTeacher())(inputs, targets).asnumpy().tolist())
+    assert outputs.updated == 1 and outputs.nonfinite == 0
+    STATUS.set_data(Tensor(np.zeros(8, np.int32)))
+
+
+def test_the_status_flag_is_cleared_before_and_read_after(saturating):
     step = SaturatingStep()
     small, large = Tensor(np.ones(3, np.float32)), Tensor(np.full(3, 1e6, np.float32))
     assert float(step(large)) == 1.0

@@ -14,6 +14,7 @@ from focal.data import blank_batch
 from focal.distributed.device import Device
 from focal.errors import UserError
 from focal.models import create_model
+from focal.trainers import teacher as teacher_module
 from focal.trainers.losses import create_loss
 from focal.trainers.optimizer import create_optimizer
 from focal.trainers.setup import build_network, build_train_step
@@ -24,6 +25,14 @@ from tests.unit.toy_network import ToyNetwork
 NAMES = ("ant", "bee", "cat", "dog")
 SMALL = {"embed_dim": 16, "depths": [1], "num_heads": [1], "focal_levels": [1], "focal_windows": [1],
          "expand_sizes": [1], "focal_stages": [0], "window_size": 4, "focal_topK": 4, "image_size": 32}  # fmt: skip
+
+
+class Stop(Exception):
+    """What a test looks at has happened."""
+
+
+def stop():
+    raise Stop
 
 
 @pytest.fixture
@@ -137,6 +146,34 @@ def test_the_teacher_is_the_network_of_its_checkpoint(student, write_teacher, be
         assert (parameter.asnumpy() == stored[prefix + name].asnumpy()).all() and not parameter.requires_grad
     assert "layers.0.blocks.0.attn.relative_position_bias_table" in names  # which version 2 has not
     assert "random_counter" not in names  # nothing is dropped
+
+
+@pytest.mark.parametrize("arch", ("focal_nano", "focalv2_nano"))
+def test_a_teacher_of_another_image_size_pads_its_maps(student, write_teacher, arch):
+    """At 28 pixels a map of 7 x 7 tokens is no whole number of windows of 4, but has as many as at 32 pixels."""
+    teacher = build_teacher(student(write_teacher(arch=arch), image_size=28, pad_windows=True), NAMES)
+    images = np.random.default_rng(0).standard_normal((1, 3, 28, 28)).astype(np.float32)
+    logits = teacher(Tensor(images)).asnumpy()
+    assert logits.shape == (1, 4) and np.isfinite(logits).all()
+
+
+def test_a_converted_version_1_keeps_the_window_that_its_weights_have(student, write_teacher, monkeypatch):
+    read = {}
+    monkeypatch.setattr(teacher_module, "create_model", lambda config: read.update(to_flat_dict(config)) or stop())
+    path = write_teacher(meta={}, window_size=8)
+    with pytest.raises(Stop):
+        build_teacher(student(path, teacher_arch="focal_tiny_patch4_window7_224"), NAMES)
+    assert read["window_size"] == 8
+
+
+def test_errors_about_the_teacher_name_it(student, write_teacher, tmp_path):
+    two_stages = dict.fromkeys(("depths", "num_heads", "focal_levels", "focal_windows", "expand_sizes"), [1, 1])
+    path = write_teacher(**two_stages, focal_stages=[0, 1])
+    with pytest.raises(ConfigError, match=r"^teacher: .*teacher.ckpt does not fit this training: image_size: 4"):
+        build_teacher(student(path, image_size=4), NAMES)
+    (tmp_path / "torn.ckpt").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"^teacher: .*torn.ckpt is damaged"):
+        build_teacher(student(str(tmp_path / "torn.ckpt")), NAMES)
 
 
 def test_without_distillation_there_is_no_teacher(make_config):
