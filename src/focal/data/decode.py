@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from focal.errors import UserError
+
 # What Pillow may take a file for, whatever its name ends in. Others do more than decode: Pillow starts Ghostscript for
 # PostScript. JPEG includes the MPO files of cameras.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_FILE_BYTES = 1 << 30  # an uncompressed image of 16 bits per channel at Pillow's limit of 178,956,970 pixels
+_NO_MEMORY = "num_parallel_workers: there is no memory left to read an image; lower it"
 
 
 class UnreadableImage(Exception):
@@ -28,6 +32,7 @@ def decode_rgb(data: bytes) -> Image.Image:
     Raises:
         UnreadableImage: the bytes are not an image of one of `FORMATS`, the file is truncated, its header states more
             than 178,956,970 pixels (Pillow's limit), or float values are outside 0 .. 1.
+        UserError: there is no memory to decode the image.
     """
     if not data:
         raise UnreadableImage("empty file")
@@ -41,6 +46,8 @@ def decode_rgb(data: bytes) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     except UnreadableImage:
         raise
+    except MemoryError:
+        raise UserError(_NO_MEMORY) from None
     except UnidentifiedImageError as error:  # whose message holds an address in memory
         raise UnreadableImage(f"not a file of a known format ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
@@ -69,6 +76,7 @@ def read_file(path: str) -> bytes:
 
     Raises:
         UnreadableImage: the file cannot be opened or read, or is larger than `MAX_FILE_BYTES`.
+        UserError: see `refuse_shortage`.
     """
     try:
         with open(path, "rb", buffering=0) as file:
@@ -76,5 +84,19 @@ def read_file(path: str) -> bytes:
             if size > MAX_FILE_BYTES:
                 raise UnreadableImage(f"{size} bytes, more than the {MAX_FILE_BYTES} that are read")
             return file.read()
+    except MemoryError:
+        raise UserError(_NO_MEMORY) from None
     except OSError as error:
+        refuse_shortage(error)
         raise UnreadableImage(f"{os.strerror(error.errno) if error.errno else error}") from error
+
+
+def refuse_shortage(error: OSError) -> None:
+    """Raise UserError if a file could not be read because this machine is short of something, which says nothing
+    against the file: a training that put other images in the place of sound ones would go on, with other results.
+    """
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        reason = f"cannot read an image ({os.strerror(error.errno)})"
+        raise UserError(f"num_parallel_workers: {reason}; lower it or raise ulimit -n") from error
+    if error.errno == errno.ENOMEM:
+        raise UserError(_NO_MEMORY) from error

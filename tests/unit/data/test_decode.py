@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from focal.data.decode import UnreadableImage, decode_rgb, read_file
+from focal.errors import UserError
 
 
 def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -146,3 +148,36 @@ def test_missing_file_and_folder_are_unreadable(tmp_path: Path) -> None:
         read_file(str(tmp_path / "none.jpg"))
     with pytest.raises(UnreadableImage, match="directory"):
         read_file(str(tmp_path))
+
+
+# ---- what the machine lacks is no fault of the file
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EMFILE, r"^num_parallel_workers: .* image \(Too many open files\); lower it or raise ulimit -n$"),
+        (errno.ENFILE, "^num_parallel_workers: cannot read an image .*; lower it or raise ulimit -n"),
+        (errno.ENOMEM, "^num_parallel_workers: there is no memory left to read an image; lower it"),
+    ],
+)
+def test_a_shortage_of_handles_or_memory_is_not_an_unreadable_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(number, "short of something")
+
+    monkeypatch.setattr("builtins.open", fail)
+    with pytest.raises(UserError, match=message):
+        read_file(str(tmp_path / "a.jpg"))
+
+
+def test_an_image_that_memory_does_not_suffice_for_is_not_an_unreadable_file(
+    picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", fail)
+    with pytest.raises(UserError, match="^num_parallel_workers: there is no memory left to read an image; lower it$"):
+        decode_rgb(_encoded(picture, "JPEG"))
