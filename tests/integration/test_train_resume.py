@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 
 import pytest
 
@@ -107,3 +108,32 @@ def test_an_unreadable_image_in_val_costs_no_epoch(tmp_path):
     assert losses(broken) == losses(whole) and records(broken, "val") == records(whole, "val")
     for name in ("checkpoints/last.ckpt", "best/best.ckpt"):
         assert same_state(broken / name, whole / name)
+
+
+@pytest.mark.slow
+def test_a_killed_data_worker_ends_the_job_and_resuming_gives_the_same_losses(tmp_path):
+    """Killed while the training waits for its batch, where MindSpore alone would have it wait for ever."""
+    config = make_workplace(tmp_path, worker_processes=True, batch_size=2, epochs=1)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    with job(command(config, whole), tmp_path / "whole.log") as run:
+        assert run.wait(300) == 0, run.output
+    with job(command(config, broken, save_steps=1), tmp_path / "broken.log") as run:
+        run.wait_until(lambda: losses(broken), 300)
+        worker = min(run.processes().keys() - {run.process.pid})
+        os.kill(worker, signal.SIGSTOP)
+        run.wait_until(lambda: waits(broken), 60)
+        os.kill(worker, signal.SIGKILL)
+        assert run.wait(60) == 75, run.output
+        assert f"data worker {worker} was killed by signal 9, so a batch never comes" in run.output
+        assert "Traceback" not in run.output and not run.left_behind(15), run.output
+    assert 0 < len(losses(broken)) < len(losses(whole)) == 25
+    with job(command(config, broken, resume="auto"), tmp_path / "resumed.log") as run:
+        assert run.wait(300) == 0, run.output
+    assert losses(broken) == losses(whole)
+
+
+def waits(output):
+    """Whether no update is done for three seconds."""
+    done = len(losses(output))
+    time.sleep(3)
+    return len(losses(output)) == done

@@ -50,13 +50,14 @@ def full_disk(folder: Path) -> Outcome:
                 while True:
                     filler.write(bytes(4096))
             code, said = running.wait(PATIENCE), _last_line(running.output)
+            clear = "NOT SAVED" in said and "Traceback" not in running.output
         whole = _is_whole(newest)
         (disk / "filler").unlink()
         with job(command(config, output, resume="auto"), folder / "emptied.log") as running:
             resumed = running.wait(PATIENCE) == 0 and losses(output) == _expected(folder)
     happened = f"exit code {code}: {said}; last.ckpt is {'whole' if whole else 'damaged'}"
     happened += ", and the resumed losses are the undisturbed" if resumed else ", but the resumed losses differ"
-    return Outcome(name, how, happened, code != 0 and whole and resumed)
+    return Outcome(name, how, happened, code != 0 and clear and whole and resumed)
 
 
 def read_only_disk(folder: Path) -> Outcome:

@@ -61,7 +61,8 @@ class _Allowance:
         if self._entries < 0 or self._bytes < 0:
             what = "entries" if self._entries < 0 else f"bytes for its {self._archive.stat().st_size}"
             raise UserError(
-                f"archive: {self._archive} holds too many {what}; refused, as it may be made to fill a disk"
+                f"archive: {self._archive} holds too many {what}; refused, as it may be made to fill a disk; if you "
+                "trust it, unpack it yourself and give the folder as data_url"
             )
 
 

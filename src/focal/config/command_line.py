@@ -32,8 +32,8 @@ def config_from_command_line(
         description: the script's docstring, from which `--help` takes its first lines and its examples.
         defaults: values of keys that neither YAML nor flags give.
         tolerate_unknown: return unknown flags instead of refusing them, because cloud platforms add flags of their
-            own; of a flag that is given twice, the last one then counts. `--run_openi True` on the command line has
-            the same effect.
+            own. An empty flag then counts as omitted, and of a flag that is given twice, the last one counts.
+            `run_openi: True`, as a flag or in the YAML file, has the same effect.
 
     Returns:
         The configuration, and the unknown arguments that were tolerated.
@@ -42,7 +42,7 @@ def config_from_command_line(
         ConfigError: see `load_config`; also for a flag that is unknown, empty, or given twice with different values.
     """
     flags, unknown = _make_parser(description).parse_known_args([_with_underscores(argument) for argument in argv])
-    tolerant = tolerate_unknown or "true" in [text.lower() for text in vars(flags).get("run_openi", [])]
+    tolerant = tolerate_unknown or _runs_on_openi(vars(flags))
     if unknown and not tolerant:
         raise ConfigError(_unknown_argument(unknown[0]))
     return _load(_single_values(vars(flags), tolerant), defaults or {}), unknown
@@ -110,6 +110,15 @@ def config_for_model(given: Mapping[str, Any], model_keys: Mapping[str, Any]) ->
     return fit_to_machine(load_config({**file_keys, **model_keys}, flags))
 
 
+def _runs_on_openi(given: Mapping[str, list[str]]) -> bool:
+    """Whether the flags, or else the YAML file that they name, set `run_openi`."""
+    texts: list[Any] = [text for text in given.get("run_openi", []) if text.strip()]
+    files = {text for text in given.get("config", []) if text.strip()}
+    if not texts and len(files) == 1:
+        texts = [read_keys(Path(*files)).get("run_openi", False)]
+    return any(str(text).strip().lower() == "true" for text in texts)
+
+
 def _load(given: dict[str, Any], defaults: Mapping[str, Any]) -> Config:
     """The configuration of the flags `given`, which may name its file as `config`."""
     config_file = given.pop("config", None)
@@ -142,22 +151,29 @@ def _with_underscores(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def _single_values(given: Mapping[str, list[str]], last_counts: bool = False) -> dict[str, Any]:
+def _single_values(given: Mapping[str, list[str]], tolerant: bool = False) -> dict[str, Any]:
     """The one value of each flag.
 
     Args:
         given: key -> the texts that its flag was given with.
-        last_counts: of several values take the last, with a warning.
+        tolerant: leave empty flags out, and of several values take the last, each with a warning.
     """
+    values = {}
     for name, texts in given.items():
-        if not all(text.strip() for text in texts):
-            raise ConfigError(f"{name}: the flag --{name} has no value; give one, or omit the flag")
-        if len(set(texts)) > 1:
-            values = f"{name}: given {len(texts)} times, as {' and '.join(map(shown, list(dict.fromkeys(texts))[:3]))}"
-            if not last_counts:
-                raise ConfigError(f"{values}; omit all but one of these flags")
-            logger.warning("%s; the last one counts", values)
-    return {name: texts[-1] for name, texts in given.items()}
+        filled = [text for text in texts if text.strip()]
+        if len(filled) < len(texts):
+            empty = f"{name}: the flag --{name} has no value"
+            if not tolerant:
+                raise ConfigError(f"{empty}; give one, or omit the flag")
+            logger.warning("%s; it counts as omitted", empty)
+        if len(set(filled)) > 1:
+            several = f"given {len(filled)} times, as {' and '.join(map(shown, list(dict.fromkeys(filled))[:3]))}"
+            if not tolerant:
+                raise ConfigError(f"{name}: {several}; omit all but one of these flags")
+            logger.warning("%s: %s; the last one counts", name, several)
+        if filled:
+            values[name] = filled[-1]
+    return values
 
 
 def _unknown_argument(argument: str) -> str:

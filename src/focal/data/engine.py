@@ -8,14 +8,19 @@ are read here or sent to the device (dataset_sink_mode).
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, Optional
 
 import numpy as np
 
+from focal.distributed.collectives import give_up
 from focal.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +31,7 @@ Report = Callable[[np.ndarray, str], None]  # takes the numbers of unreadable sa
 
 # Batches held ready between two stages of the engine, and per worker process. The default of 16 would hold a gigabyte.
 _PREFETCH = 2
+_WORKER_PATIENCE = 10.0  # seconds of waiting for a batch after which a dead worker process is held to owe it
 
 
 class NumberedBatches:
@@ -138,11 +144,61 @@ def available_processors() -> int:
     return min(count, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else count
 
 
+class WorkerWatch:
+    """Ends this process, to be started again, when it waits for a batch that a dead worker process owes.
+
+    MindSpore answers a worker's death with SIGTERM to this process. That stops a training after its current step, but
+    does nothing while the main thread waits inside the engine, where Python handles no signals: it would wait for ever.
+
+    Within `with`, children started since are watched.
+    """
+
+    def __init__(self) -> None:
+        self._others = set(multiprocessing.active_children())
+        self._waiting_since: Optional[float] = None
+        self._done = threading.Event()
+
+    def __enter__(self) -> WorkerWatch:
+        threading.Thread(target=self._watch, name="worker-watch", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The main thread waits for a batch."""
+        self._waiting_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waiting_since = None
+
+    def _watch(self) -> None:
+        workers: set[multiprocessing.process.BaseProcess] = set()
+        while not self._done.wait(_WORKER_PATIENCE / 10):
+            workers |= set(multiprocessing.active_children()) - self._others
+            dead = [worker for worker in workers if worker.exitcode]
+            since = self._waiting_since
+            if dead and since is not None and time.monotonic() - since > _WORKER_PATIENCE:
+                code = dead[0].exitcode
+                how = f"was killed by signal {-code}" if code and code < 0 else f"ended with code {code}"
+                give_up(
+                    f"worker_processes: data worker {dead[0].pid} {how}, so a batch never comes; if memory ran out, "
+                    "lower num_parallel_workers; --resume auto continues a training from its last checkpoint"
+                )
+
+
 def iterate(dataset: Dataset) -> Iterator[Batch]:
     """One pass over a dataset, as NumPy arrays; leaving early stops the workers."""
-    iterator = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
-    try:
-        for arrays in iterator:
-            yield tuple(arrays)
-    finally:
-        iterator.stop()
+    with WorkerWatch() as watch:
+        iterator = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
+        try:
+            while True:
+                with watch.waiting():
+                    arrays = next(iterator, None)
+                if arrays is None:
+                    return
+                yield tuple(arrays)
+        finally:
+            iterator.stop()

@@ -28,7 +28,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes:
-        """The bytes of the image file; raises `UnreadableImage`."""
+        """The bytes of the image file; raises `UnreadableImage`, and UserError if the machine is short of resources."""
         ...
 
     def name(self, index: int) -> str:

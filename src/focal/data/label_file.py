@@ -18,10 +18,11 @@ from typing import Optional
 import numpy as np
 
 from focal.data.folder import ImageFiles, and_more, is_image_name
-from focal.errors import UserError
+from focal.errors import UserError, shown
 
 LABEL_FILE = "val_label.txt"
 _DEVKIT_LABELS = "ILSVRC2012_validation_ground_truth.txt"
+_MOST_DIGITS = 9  # of a label, leading zeros included
 _MOST_CLASSES = 1_000_000  # where the number of classes is not known
 
 
@@ -91,10 +92,10 @@ def _read_lines(label_file: str) -> dict[int, list[bytes]]:
 
 
 def _label(field: bytes, number: int, label_file: str) -> int:
-    if not field.isdigit():
+    if not field.isdigit() or len(field) > _MOST_DIGITS:  # Python refuses to read thousands of digits
         raise UserError(
-            f"data_url: {label_file}, line {number}: {os.fsdecode(field)!r} is not a label, a number from 0 on; lines "
-            "must be `name label`, or all a label alone"
+            f"data_url: {label_file}, line {number}: {shown(os.fsdecode(field))} is not a label, a number from 0 on; "
+            "lines must be `name label`, or all a label alone"
         )
     return int(field)
 

@@ -108,7 +108,8 @@ class TrainData:
             The NumPy arrays of a `TrainBatch`.
 
         Raises:
-            UserError: an image could not be read, and none was found to take its place.
+            UserError: an image could not be read, and none was found to take its place; or the machine is short of
+                memory or file handles.
         """
         if first_step >= self.batches_per_epoch:
             return
@@ -143,7 +144,8 @@ class TrainData:
             The batch, and the numbers of unreadable samples, int64 (B,), -1 in the places of readable ones.
 
         Raises:
-            UserError: an image could not be read, and none was found to take its place.
+            UserError: an image could not be read, and none was found to take its place; or the machine is short of
+                memory or file handles.
         """
         indices, batch_number = self.sampler.indices(epoch, step), self.sampler.batch_number(step)
         copies = self.sampler.copies(step)
@@ -217,6 +219,7 @@ class EvalData:
         self.class_names = layout.class_names
         self.num_images = len(layout.val)
         self.unreadable: list[str] = []
+        self._error = ""
         self._folder = layout.folder
         self._source = layout.val
         self._data = config.data
@@ -237,11 +240,20 @@ class EvalData:
         return os.path.relpath(self._source.name(index), self._folder)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields NumPy arrays: images uint8 (b, 3, H, W), labels int32 (b,), valid float32 (b,)."""
+        """Yields NumPy arrays: images uint8 (b, 3, H, W), labels int32 (b,), valid float32 (b,).
+
+        Raises:
+            UserError: the machine is short of memory or file handles.
+        """
         self.unreadable = []
         workers, processes = self._data.num_parallel_workers, self._data.worker_processes
         dataset = make_dataset(self.load_batch, range(self.steps), EVAL_COLUMNS, self._report, workers, processes)
-        return iterate(dataset)
+        try:
+            yield from iterate(dataset)
+        except RuntimeError:
+            if self._error:
+                raise UserError(self._error) from None
+            raise
 
     def load_batch(self, step: int) -> Batch:
         """Make one batch: images, labels and valid as above, and the numbers of unreadable samples, int64 (b,)."""
@@ -260,7 +272,9 @@ class EvalData:
         return images, labels, valid, unreadable
 
     def _report(self, unreadable: np.ndarray, error: str) -> None:
-        assert not error, error
+        if error:
+            self._error = error
+            raise UserError(error)
         self.unreadable += map(self._source.name, unreadable[unreadable >= 0].tolist())
 
 

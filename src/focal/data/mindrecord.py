@@ -35,7 +35,7 @@ from typing import Any, Optional
 import numpy as np
 from PIL import Image
 
-from focal.data.decode import UnreadableImage, decode_rgb
+from focal.data.decode import UnreadableImage, decode_rgb, refuse_shortage
 from focal.data.folder import ImageFiles, ImageSource, pack_names
 from focal.errors import UserError
 from focal.files import write_json
@@ -98,6 +98,7 @@ class MindRecordSource:
                 file.seek(offset)
                 data = file.read(size)
         except OSError as error:
+            refuse_shortage(error)
             raise UnreadableImage(str(error)) from error
         if len(data) < size:
             raise UnreadableImage("the MindRecord file ends early")

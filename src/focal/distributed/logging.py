@@ -35,6 +35,22 @@ class _ColouredFormatter(logging.Formatter):
         return f"\033[{31 if record.levelno >= logging.ERROR else 33}m{text}\033[0m"
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that a full disk leaves incomplete, with one warning on the terminal."""
+
+    _complete = True
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name is the standard library's
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif self._complete:
+            self._complete = False  # first, since the warning comes here as well
+            logging.getLogger(LOGGER_NAME).warning(
+                "%s cannot be written (%s) and lacks lines from here on", self.baseFilename, error.strerror or error
+            )
+
+
 def setup_logging(rank: int, folder: Optional[str] = None) -> logging.Logger:
     """Set up the logger `focal` of this process.
 
@@ -67,7 +83,7 @@ def setup_logging(rank: int, folder: Optional[str] = None) -> logging.Logger:
     if folder is not None:
         log_folder = make_log_folder(folder)
         with writing("train_url", log_folder):
-            file = logging.FileHandler(log_folder / f"rank_{rank}.log", encoding="utf-8", errors="backslashreplace")
+            file = _LogFile(log_folder / f"rank_{rank}.log", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s"))
         logger.addHandler(file)
     return logger

@@ -64,7 +64,8 @@ def other_value(name: str) -> str:
 
 COMPANIONS = {"node_rank": ["--node_num=2", "--device_num=2", "--master_port=8118"],
               "kernel_launch_group": ["--jit_level=O0"], "bce_target_thresh": ["--loss=bce"], "bce_sum": ["--loss=bce"],
-              **dict.fromkeys(("distillation", "teacher", "teacher_arch"), ["--distillation=hard", "--teacher=t.ckpt"]),
+              "distillation": ["--teacher=t.ckpt"], "teacher": ["--distillation=hard"],
+              "teacher_arch": ["--distillation=hard", "--teacher=t.ckpt"],
               "node_num": ["--device_num=2", "--master_port=8118"]}  # fmt: skip
 
 
@@ -191,6 +192,38 @@ def test_on_a_cloud_platform_the_last_of_two_flags_counts_with_a_warning(write_y
         assert from_flags(*flags, **options)[0].data.data_url == "digits"
         assert "data_url: given 2 times, as 'obs://from/platform' and 'digits'; the last one counts" in caplog.text
         caplog.clear()
+
+
+def test_on_a_cloud_platform_an_empty_flag_counts_as_omitted_with_a_warning(write_yaml, caplog):
+    """Platforms pass their parameters on whether they are filled in or not."""
+    line = [
+        "--config",
+        write_yaml("epochs: 7\n"),
+        "--data_url=",
+        "--pretrained",
+        " ",
+        "--epochs=",
+        "--seed=",
+        "--seed=5",
+    ]
+    for options in ({"tolerate_unknown": True}, {}):
+        flags = line if options else [*line, "--run_openi=True"]
+        config, _ = from_flags(*flags, **options)
+        assert (config.data.data_url, config.run.pretrained) == (load_config({}).data.data_url, None)
+        assert (config.optim.epochs, config.run.seed) == (7, 5)
+        assert "pretrained: the flag --pretrained has no value; it counts as omitted" in caplog.text
+        assert "seed: given" not in caplog.text
+        caplog.clear()
+
+
+def test_a_yaml_file_for_a_cloud_platform_makes_flags_tolerant_too(write_yaml):
+    path = write_yaml("run_openi: True\n")
+    config, unknown = from_flags("--config", path, "--epochs=5", "--epochs=9", "--resume=", "--multi_data_url=[]")
+    assert config.run.run_openi and config.optim.epochs == 9 and unknown == ["--multi_data_url=[]"]
+    for flags in (["--run_openi=False"], []):
+        path = write_yaml("run_openi: True\n" if flags else "run_openi: False\n")
+        with pytest.raises(ConfigError, match="epochs: given 2 times"):
+            from_flags("--config", path, *flags, "--epochs=5", "--epochs=9")
 
 
 @pytest.mark.parametrize("name", ["resume", "train_url", "epochs", "focal_stages", "config"])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, features
 
 from focal.data.decode import UnreadableImage, decode_rgb, read_file
+from focal.errors import UserError
 
 
 def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -68,10 +71,22 @@ def test_float_values_from_0_to_1_fill_the_range() -> None:
     assert np.asarray(decode_rgb(_encoded(Image.fromarray(values), "TIFF")))[0, :, 1].tolist() == [0, 64, 128, 255]
 
 
-@pytest.mark.parametrize("value", (-0.1, 1.5, 200, np.nan, np.inf))
-def test_other_float_values_are_refused_with_the_reason(value: float) -> None:
-    values = np.array([[0, 0.5, value]], dtype=np.float32)
-    with pytest.raises(UnreadableImage, match="float values from .* to .*, which are read from 0 to 1 only"):
+def test_float_values_that_overshoot_0_to_1_a_little_are_clipped() -> None:
+    values = np.array([[-0.04, 0.5, 1.002, 1.05]], dtype=np.float32)
+    assert np.asarray(decode_rgb(_encoded(Image.fromarray(values), "TIFF")))[0, :, 1].tolist() == [0, 128, 255, 255]
+
+
+def test_float_values_from_0_to_255_are_taken_as_pillow_takes_them() -> None:
+    values = np.array([[0, 0.9, 1.5, 127.9, 200, 255]], dtype=np.float32)
+    data = _encoded(Image.fromarray(values), "TIFF")
+    assert np.asarray(decode_rgb(data))[0, :, 1].tolist() == [0, 0, 1, 127, 200, 255]
+    assert decode_rgb(data).tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("others", ([0.5, -0.1], [0.5, 256], [-0.04, 200], [0.5, np.nan], [0.5, np.inf], [-np.inf, 1]))
+def test_other_float_values_are_refused_with_the_reason(others: list[float]) -> None:
+    values = np.array([[0, *others]], dtype=np.float32)
+    with pytest.raises(UnreadableImage, match="float values from .* to .*, which are read from 0 to 1, or to 255"):
         decode_rgb(_encoded(Image.fromarray(values), "TIFF"))
 
 
@@ -92,8 +107,27 @@ def test_postscript_is_refused_before_ghostscript_starts(picture: Image.Image, m
     assert started == [1]
 
 
+@pytest.mark.parametrize("kind", ("JPEG2000", "WEBP", "AVIF"))
+def test_newer_formats_are_decoded_whatever_the_name(picture: Image.Image, kind: str, tmp_path: Path) -> None:
+    """Folders of images from the web hold them as `.jpg`."""
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    (tmp_path / "a.jpg").write_bytes(_encoded(picture, kind))
+    decoded = decode_rgb(read_file(str(tmp_path / "a.jpg")))
+    assert decoded.tobytes() == Image.open(tmp_path / "a.jpg", formats=(kind,)).convert("RGB").tobytes()
+
+
+def test_an_avif_that_claims_too_many_pixels_is_unreadable(picture: Image.Image) -> None:
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    data = _encoded(picture, "AVIF")
+    size = data.index(b"ispe") + 8  # where the header states width and height
+    with pytest.raises(UnreadableImage, match="exceeds limit of 178956970 pixels"):
+        decode_rgb(data[:size] + struct.pack(">II", 15_000, 15_000) + data[size + 8 :])
+
+
 @pytest.mark.parametrize("kind", ("TGA", "PCX", "ICO"))
-def test_formats_that_no_extension_stands_for_are_refused(picture: Image.Image, kind: str) -> None:
+def test_other_formats_are_refused(picture: Image.Image, kind: str) -> None:
     with pytest.raises(UnreadableImage, match="not a file of a known format"):
         decode_rgb(_encoded(picture, kind))
 
@@ -146,3 +180,36 @@ def test_missing_file_and_folder_are_unreadable(tmp_path: Path) -> None:
         read_file(str(tmp_path / "none.jpg"))
     with pytest.raises(UnreadableImage, match="directory"):
         read_file(str(tmp_path))
+
+
+# ---- what the machine lacks is no fault of the file
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.EMFILE, r"^num_parallel_workers: .* image \(Too many open files\); lower it or raise ulimit -n$"),
+        (errno.ENFILE, "^num_parallel_workers: cannot read an image .*; lower it or raise ulimit -n"),
+        (errno.ENOMEM, "^num_parallel_workers: there is no memory left to read an image; lower it"),
+    ],
+)
+def test_a_shortage_of_handles_or_memory_is_not_an_unreadable_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(number, "short of something")
+
+    monkeypatch.setattr("builtins.open", fail)
+    with pytest.raises(UserError, match=message):
+        read_file(str(tmp_path / "a.jpg"))
+
+
+def test_an_image_that_memory_does_not_suffice_for_is_not_an_unreadable_file(
+    picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", fail)
+    with pytest.raises(UserError, match="^num_parallel_workers: there is no memory left to read an image; lower it$"):
+        decode_rgb(_encoded(picture, "JPEG"))

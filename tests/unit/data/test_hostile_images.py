@@ -53,7 +53,9 @@ def claims(side: int) -> dict[str, bytes]:
     tiff += b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags) + bytes(4)
     webp = b"VP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + 2 * struct.pack("<I", side - 1)[:3]
     webp += b"ANIM" + struct.pack("<I", 6) + bytes(6)
+    jpeg2000 = b"\xff\x4f\xff\x51" + struct.pack(">HHIIIIIIIIH", 47, 0, side, side, 0, 0, side, side, 0, 0, 3)
     return {
+        "a.jp2": jpeg2000 + 3 * b"\x07\x01\x01" + b"\xff\x52\0\x0c" + bytes(10),
         "a.png": b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(bytes(9))),
         "a.gif": gif,
         "a.bmp": bmp,

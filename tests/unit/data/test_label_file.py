@@ -125,7 +125,12 @@ def by_name(change: dict[int, Optional[str]]) -> Callable[[list[int]], list[obje
         (by_name({3: "x.JPEG 1"}), "line 3: .*val holds no image 'x.JPEG'"),
         (by_name({4: f"{NAMES[1]} 1"}), "line 4: '.*0002.JPEG' has a label already, in line 2"),
         (by_name({5: f"{NAMES[4]} 3"}), "line 5: label 3 of '.*0005.JPEG' is not in 0 .. 2; correct it, or --num_cla"),
-        (by_name({5: f"{NAMES[4]} 99999999999999999999"}), "line 5: label 9+ of .* is not in 0 .. 2"),
+        (by_name({5: f"{NAMES[4]} 999999999"}), "line 5: label 9+ of .* is not in 0 .. 2"),
+        (by_name({5: f"{NAMES[4]} 9999999999"}), "line 5: '9+' is not a label, a number from 0 on"),
+        pytest.param(
+            by_name({5: f"{NAMES[4]} {'9' * 5_000}"}), r"line 5: '9+\.\.\.9+' is not a label", id="5000 digits"
+        ),
+        (by_name({6: f"{NAMES[5]} \u00b2"}), "line 6: '\u00b2' is not a label"),
         (by_name({6: f"{NAMES[5]} -1"}), "line 6: '-1' is not a label, a number from 0 on; lines must be"),
         (by_name({7: f"{NAMES[6]} 2 n01440764"}), "line 7: 'n01440764' is not a label"),
         (by_name({7: "2"}), "line 7: a label without a name"),

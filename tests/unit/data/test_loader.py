@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -15,6 +16,8 @@ import pytest
 
 from focal.config.schema import Config
 from focal.data import EvalData, TrainBatch, TrainData, check_data, load_eval_image
+from focal.data.decode import refuse_shortage
+from focal.data.folder import ImageFiles
 from focal.data.transforms.normalize import normalize
 from focal.errors import UserError
 
@@ -259,3 +262,25 @@ def test_unreadable_single_image_is_a_user_error(tmp_path: Path, make_config: Ma
     for name in ("x.jpg", "none.jpg"):
         with pytest.raises(UserError, match=name):
             load_eval_image(str(tmp_path / name), make_config())
+
+
+@pytest.mark.parametrize("processes", (False, True))
+@pytest.mark.parametrize("split", ("train", "val"))
+def test_without_file_handles_no_sound_image_is_replaced_or_left_out(
+    image_folder: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, split: str, processes: bool
+) -> None:
+    """It ends training and evaluation with one clear error, from threads and from processes."""
+    config = make_config(worker_processes=processes)
+    layout = check_data(config, str(image_folder))
+    source, read = getattr(layout, split), type(layout.train).read
+
+    def read_most(self: ImageFiles, index: int) -> bytes:
+        if self is source and index == 5:
+            refuse_shortage(OSError(errno.EMFILE, "Too many open files"))
+        return read(self, index)
+
+    monkeypatch.setattr(ImageFiles, "read", read_most)
+    data = TrainData(config, layout) if split == "train" else EvalData(config, layout)
+    with pytest.raises(UserError, match="^num_parallel_workers: .*Too many open files.*; lower it or raise ulimit -n$"):
+        list(data.epoch(0) if isinstance(data, TrainData) else data)
+    assert not data.unreadable

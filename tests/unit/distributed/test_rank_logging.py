@@ -43,3 +43,20 @@ def test_a_resumed_job_appends(tmp_path: Path) -> None:
         setup_logging(0, str(tmp_path)).info(word)
     text = (tmp_path / "log" / "rank_0.log").read_text()
     assert "first" in text and "second" in text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, a disk that is always full")
+def test_a_full_disk_takes_lines_of_the_file_and_none_of_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "rank_0.log").symlink_to("/dev/full")
+    logger = setup_logging(0, str(tmp_path))
+    for word in ("first", "second", "third"):
+        logger.info(word)
+    shown = capsys.readouterr()
+    lines = [line.split(" ", 1)[1] for line in shown.out.splitlines()]
+    warning = (
+        f"WARNING {tmp_path}/log/rank_0.log cannot be written (No space left on device) and lacks lines from here on"
+    )
+    assert lines == ["INFO first", warning, "INFO second", "INFO third"] and shown.err == ""
