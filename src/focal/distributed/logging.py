@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -49,6 +50,10 @@ class _LogFile(logging.FileHandler):
             logging.getLogger(LOGGER_NAME).warning(
                 "%s cannot be written (%s) and lacks lines from here on", self.baseFilename, error.strerror or error
             )
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # the lines that are still in its buffer
+            super().close()
 
 
 def setup_logging(rank: int, folder: Optional[str] = None) -> logging.Logger:
