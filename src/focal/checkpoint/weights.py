@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from focal.checkpoint.files import EMA_PREFIX, Checkpoint, CheckpointError, read_checkpoint
-from focal.checkpoint.official import KEY_INDICES, set_key_indices
+from focal.checkpoint.official import KEY_INDICES, key_indices_of_other_maps, set_key_indices
 from focal.checkpoint.resampling import resample_weights
 from focal.errors import UserError
 from focal.models.layers import RANDOM_COUNTER
@@ -31,7 +31,7 @@ class LoadReport:
     Attributes:
         loaded: parameters that were set, those that were resampled included.
         resampled: what had the size of another window or image.
-        reinitialised: parameters of another shape, which keep their initial values.
+        reinitialised: parameters of another shape, and key indices of another map, which keep their initial values.
         absent: parameters without weights, which keep their initial values.
         unexpected: weights without a parameter.
     """
@@ -100,7 +100,7 @@ def assign_weights(
     """Set the parameters of `network` by exact name.
 
     What has the size of another window or image is resampled (resampling.py). Version 2's key indices may be absent or
-    belong to another image size; the network then keeps its own.
+    belong to another window or image size; the network then keeps its own.
 
     Args:
         network: the network to fill.
@@ -119,6 +119,8 @@ def assign_weights(
     missing = [name for name in parameters if name not in weights]
     misshaped = [name for name in parameters if name in weights and weights[name].shape != shapes[name]]
     reinitialised = [name for name in (*missing, *misshaped) if KEY_INDICES in name]
+    if hasattr(network, "layers"):
+        reinitialised += key_indices_of_other_maps(network, weights)
     absent: list[str] = []
     if new_head:
         reinitialised += [name for name in _HEAD if name in misshaped]
