@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from typing import Iterator, Mapping
 
 import numpy as np
@@ -23,6 +24,15 @@ from focal.models.official_buffers import block_buffers
 logger = logging.getLogger("focal")
 
 KEY_INDICES = ".topk_cloest_indice_"  # version 2: which of equally close tokens are keys; for one image size
+_BUFFER = re.compile(
+    r"\.(attn_mask|relative_position_index(_\d+)?|valid_ind_(rolled|unfold_\d+)|window_coords"
+    r"|topk_cloest_(indice|coords)_\d+)$"
+)
+
+
+def is_buffer(name: str) -> bool:
+    """Whether this is the official name of a buffer, in a network of any depth and size."""
+    return _BUFFER.search(name) is not None
 
 
 def learnable_parameters(network: nn.Cell) -> dict[str, Parameter]:
