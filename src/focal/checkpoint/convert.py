@@ -125,6 +125,6 @@ def convert_from_checkpoint(source: str, target: str, config: Config, use_ema: b
         UserError: `source` is not a whole checkpoint of this network, or `target` cannot be written.
     """
     network = create_model(config)
-    report = assign_weights(network, read_weights(source, use_ema), source)
+    report = assign_weights(network, read_weights(source, use_ema), source, key="from")
     write_official_weights(target, official_state_dict(network))
     return [str(report)] if report.resampled else []
