@@ -94,7 +94,7 @@ def official_state_dict(network: nn.Cell) -> dict[str, np.ndarray]:
 
 
 def key_indices_of_other_maps(network: nn.Cell, weights: Mapping[str, np.ndarray]) -> list[str]:
-    """Names of version 2's key indices among `weights` that have the network's shape but not its closest tokens.
+    """Names of version 2's key indices among `weights` that are not the closest tokens of the network's own maps.
 
     Windows that grow with the image leave the number of windows and of keys as it is, so that the shape alone does not
     tell for which map indices were chosen.
@@ -103,9 +103,10 @@ def key_indices_of_other_maps(network: nn.Cell, weights: Mapping[str, np.ndarray
     for builder, block, _, attention in _blocks(network):
         for level, parameter in enumerate(attention.key_indices):
             name = f"{block}.attn{KEY_INDICES}{level}"
-            if name not in weights or weights[name].shape != tuple(parameter.shape):
+            if name not in weights:
                 continue
-            if not are_closest(builder.stage.map, level, weights[name].astype(np.int64)):
+            as_many = weights[name].shape == tuple(parameter.shape)
+            if not as_many or not are_closest(builder.stage.map, level, weights[name].astype(np.int64)):
                 foreign.append(name)
     return foreign
 

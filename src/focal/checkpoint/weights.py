@@ -121,7 +121,7 @@ def assign_weights(
     weights, resampled = resample_weights(weights, shapes, map_of(network))
     missing = [name for name in parameters if name not in weights]
     misshaped = [name for name in parameters if name in weights and weights[name].shape != shapes[name]]
-    reinitialised = [name for name in (*missing, *misshaped) if KEY_INDICES in name]
+    reinitialised = [name for name in missing if KEY_INDICES in name]
     if hasattr(network, "layers"):
         reinitialised += key_indices_of_other_maps(network, weights)
     absent: list[str] = []

@@ -67,8 +67,8 @@ def _load_pretrained(network: nn.Cell, config: Config, class_names: ClassNames) 
     if difference is not None and as_many and not config.run.allow_config_change:
         weights = without_head(weights)
         logger.warning(
-            "pretrained %s: its classes are not those of the data: %s; the head is re-initialised. If every label still "
-            "means the same class, --allow_config_change True keeps it",
+            "pretrained %s: its classes are not those of the data: %s; the head is re-initialised. If every label "
+            "still means the same class, --allow_config_change True keeps it",
             checkpoint.path, difference,
         )  # fmt: skip
     report = assign_weights(network, weights, str(checkpoint.path), new_head=True)

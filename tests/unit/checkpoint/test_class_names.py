@@ -121,7 +121,7 @@ def test_fine_tuning_on_other_classes_starts_with_a_new_head(saved, allowed, kee
     lines = [record.message for record in caplog.records if "its classes are not those of the data" in record.message]
     assert len(lines) == (not keeps_head)
     assert all(
-        "label " in line and "the head is re-initialised" in line and "allow_config_change" in line for line in lines
+        "label " in line and "head is re-initialised" in line and "allow_config_change" in line for line in lines
     )
 
 

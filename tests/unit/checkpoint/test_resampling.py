@@ -147,7 +147,7 @@ def weights_of(config):
 
 
 def test_weights_of_one_size_load_into_a_network_of_another(pynative_mode):
-    """As for 224 -> 384 pixels: windows grow with the maps, so every table has a counterpart and none is re-initialised."""
+    """As for 224 -> 384 pixels: windows grow with the maps, and no table is re-initialised."""
     weights = weights_of(nano(64, 4, seed=3))
     network = create_model(nano(96, 6, seed=4))
     report = assign_weights(network, weights, "x.ckpt")
