@@ -12,6 +12,8 @@ from mindspore import nn
 from focal.checkpoint.files import write_checkpoint
 from focal.checkpoint.official import (
     attention_heads,
+    is_buffer,
+    key_indices_of_other_maps,
     learnable_parameters,
     load_official_state_dict,
     official_state_dict,
@@ -51,6 +53,10 @@ def convert_to_checkpoint(source: str, target: str, config: Config) -> list[str]
     if made_for != config:
         load_official_state_dict(create_model(made_for), state)  # the file itself must be whole
         state, notes = adapt_state(state, network)
+    foreign = key_indices_of_other_maps(network, state)
+    if foreign:
+        state = {name: value for name, value in state.items() if name not in foreign}
+        notes.append(f"{name_some(foreign)}: chosen by this program, as the file's belong to another map")
     load_official_state_dict(network, state)
     tensors = {p.name: p.asnumpy() for p in network.get_parameters() if p.name != RANDOM_COUNTER}
     try:
@@ -104,9 +110,11 @@ def adapt_state(state: Mapping[str, np.ndarray], network: nn.Cell) -> tuple[dict
             adapted[name] = ours[name]
             shape = "none" if value is None else tuple(value.shape)
             notes.append(f"{name} is re-initialised: the file has {shape}")
-    dropped = [name for name in state if name not in ours and name.startswith("head.")]
-    if dropped:
-        notes.append(f"{' and '.join(dropped)} left out: this network has no head")
+    dropped = [name for name in state if name not in ours and not is_buffer(name)]
+    heads = [name for name in dropped if name.startswith("head.")]
+    if heads:
+        notes.append(f"{' and '.join(heads)} left out: this network has no head")
+    notes += [f"{name} left out: a map of this size has no such table" for name in dropped if name not in heads]
     theirs = {name: state[name] for name in ours if name not in learnable and name in state}
     rebuilt = [name for name, value in theirs.items() if tuple(value.shape) != ours[name].shape]
     if not rebuilt:
@@ -125,6 +133,6 @@ def convert_from_checkpoint(source: str, target: str, config: Config, use_ema: b
         UserError: `source` is not a whole checkpoint of this network, or `target` cannot be written.
     """
     network = create_model(config)
-    report = assign_weights(network, read_weights(source, use_ema), source)
+    report = assign_weights(network, read_weights(source, use_ema), source, key="from")
     write_official_weights(target, official_state_dict(network))
     return [str(report)] if report.resampled else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from typing import Iterator, Mapping
 
 import numpy as np
@@ -16,13 +17,22 @@ from mindspore import Parameter, Tensor, nn
 
 from focal.errors import UserError
 from focal.models.focal_attention import AttentionBuilder, FocalAttention
-from focal.models.focal_keys import key_grid
+from focal.models.focal_keys import are_closest, key_grid
 from focal.models.layers import RANDOM_COUNTER
 from focal.models.official_buffers import block_buffers
 
 logger = logging.getLogger("focal")
 
 KEY_INDICES = ".topk_cloest_indice_"  # version 2: which of equally close tokens are keys; for one image size
+_BUFFER = re.compile(
+    r"\.(attn_mask|relative_position_index(_\d+)?|valid_ind_(rolled|unfold_\d+)|window_coords"
+    r"|topk_cloest_(indice|coords)_\d+)$"
+)
+
+
+def is_buffer(name: str) -> bool:
+    """Whether this is the official name of a buffer, in a network of any depth and size."""
+    return _BUFFER.search(name) is not None
 
 
 def learnable_parameters(network: nn.Cell) -> dict[str, Parameter]:
@@ -81,6 +91,24 @@ def official_state_dict(network: nn.Cell) -> dict[str, np.ndarray]:
     """All entries of the authors' state dict for this network, buffers included, as float32 and int64 arrays."""
     state = {name: parameter.asnumpy().astype(np.float32) for name, parameter in learnable_parameters(network).items()}
     return {**state, **official_buffers(network)}
+
+
+def key_indices_of_other_maps(network: nn.Cell, weights: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of version 2's key indices among `weights` that are not the closest tokens of the network's own maps.
+
+    Windows that grow with the image leave the number of windows and of keys as it is, so that the shape alone does not
+    tell for which map indices were chosen.
+    """
+    foreign = []
+    for builder, block, _, attention in _blocks(network):
+        for level, parameter in enumerate(attention.key_indices):
+            name = f"{block}.attn{KEY_INDICES}{level}"
+            if name not in weights:
+                continue
+            as_many = weights[name].shape == tuple(parameter.shape)
+            if not as_many or not are_closest(builder.stage.map, level, weights[name].astype(np.int64)):
+                foreign.append(name)
+    return foreign
 
 
 def set_key_indices(network: nn.Cell, indices: Mapping[str, np.ndarray]) -> None:

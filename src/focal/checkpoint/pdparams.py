@@ -49,7 +49,7 @@ def read_pdparams(file: Path) -> dict[str, np.ndarray]:
         content = file.read_bytes()
         _check_operations(content)
         loaded = _ArrayUnpickler(content).load()
-        return {name: _pytorch_layout(name, value) for name, value in _arrays(loaded).items()}
+        return {name: _pytorch_layout(name, value) for name, value in _arrays(loaded, len(content)).items()}
     except _Refused as refused:
         raise UserError(
             f"{file}: {one_line(refused, 160)}; a file of plain arrays does not need it, so it is refused"
@@ -114,8 +114,8 @@ class _ArrayUnpickler(pickle.Unpickler):
             "numpy.dtype": lambda code, *_: _Dtype(code),
             "_codecs.encode": self._encode,
             "collections.OrderedDict": lambda: {},
-            "builtins.tuple": tuple,
-            "__builtin__.tuple": tuple,
+            "builtins.tuple": _as_tuple,
+            "__builtin__.tuple": _as_tuple,
         }
 
     def find_class(self, module: str, name: str) -> Callable[..., object]:
@@ -137,8 +137,15 @@ def _not_callable(*_: object) -> object:
     raise _Refused("calls numpy.ndarray")
 
 
-def _arrays(loaded: object) -> dict[str, np.ndarray]:
-    """Arrays by name in an unpickled file, its slices put together."""
+def _as_tuple(items: object) -> object:
+    """A tuple, which costs nothing; of other objects `tuple` would make larger ones."""
+    if type(items) is not tuple:
+        raise _Refused(f"makes a tuple of a {type(items).__name__}")
+    return items
+
+
+def _arrays(loaded: object, file_size: int) -> dict[str, np.ndarray]:
+    """Arrays by name in an unpickled file of `file_size` bytes, its slices put together."""
     for wrapper in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
@@ -147,7 +154,11 @@ def _arrays(loaded: object) -> dict[str, np.ndarray]:
         raise ValueError("it holds no dict of arrays")
     slices = loaded.pop(_SLICES, {})
     loaded.pop(_NAMES, None)
-    found = {name: _array(name, value) for name, value in loaded.items()}
+    stored = {name: _array(name, value) for name, value in loaded.items()}
+    # One array under many names is small in the file, but not when each name gets a copy below.
+    if sum(array.nbytes for array in stored.values()) > file_size:
+        raise ValueError("its arrays have more bytes than the file")
+    found = {name: bfloat16_to_float32(array) if array.dtype == np.uint16 else array for name, array in stored.items()}
     for name, info in slices.items():
         parts = [found.pop(part) for part in info["slices"]]
         found[str(name)] = np.concatenate(parts).reshape(info["OriginShape"])
@@ -159,8 +170,7 @@ def _array(name: object, value: object) -> np.ndarray:
         value = value[1]
     if not isinstance(name, str) or not isinstance(value, _Array) or value.value is None:
         raise ValueError(f"its entry {str(name)[:80]!r} is not an array")
-    array = value.value
-    return bfloat16_to_float32(array) if array.dtype == np.uint16 else array
+    return value.value
 
 
 def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
@@ -12,7 +13,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from focal.checkpoint.files import EMA_PREFIX, Checkpoint, CheckpointError, read_checkpoint
-from focal.checkpoint.official import KEY_INDICES, set_key_indices
+from focal.checkpoint.official import KEY_INDICES, is_buffer, key_indices_of_other_maps, set_key_indices
 from focal.checkpoint.resampling import resample_weights
 from focal.errors import UserError
 from focal.models.layers import RANDOM_COUNTER
@@ -21,6 +22,7 @@ logger = logging.getLogger("focal")
 
 _HEAD = ("head.weight", "head.bias")
 _SURROUNDING = ".relative_position_bias_table_to_neighbors"
+_OF_STAGES = re.compile(r"layers\.\d+\.(blocks|downsample)\.")
 _TRAINING_STATE = (EMA_PREFIX, "moment1.", "moment2.", "loss_scale.", "optimizer.", "schedule.")
 
 
@@ -31,7 +33,7 @@ class LoadReport:
     Attributes:
         loaded: parameters that were set, those that were resampled included.
         resampled: what had the size of another window or image.
-        reinitialised: parameters of another shape, which keep their initial values.
+        reinitialised: parameters of another shape, and key indices of another map, which keep their initial values.
         absent: parameters without weights, which keep their initial values.
         unexpected: weights without a parameter.
     """
@@ -100,7 +102,7 @@ def assign_weights(
     """Set the parameters of `network` by exact name.
 
     What has the size of another window or image is resampled (resampling.py). Version 2's key indices may be absent or
-    belong to another image size; the network then keeps its own.
+    belong to another window or image size; the network then keeps its own.
 
     Args:
         network: the network to fill.
@@ -111,14 +113,17 @@ def assign_weights(
         key: the setting that names the source, for messages.
 
     Raises:
-        UserError: a parameter of the network is missing or has another shape; no parameter has been set then.
+        UserError: a parameter of the network is missing or has another shape, or the weights have blocks or stages that
+            the network has not; no parameter has been set then.
     """
     parameters = {p.name: p for p in network.get_parameters() if p.name != RANDOM_COUNTER}
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     weights, resampled = resample_weights(weights, shapes, map_of(network))
     missing = [name for name in parameters if name not in weights]
     misshaped = [name for name in parameters if name in weights and weights[name].shape != shapes[name]]
-    reinitialised = [name for name in (*missing, *misshaped) if KEY_INDICES in name]
+    reinitialised = [name for name in missing if KEY_INDICES in name]
+    if hasattr(network, "layers"):
+        reinitialised += key_indices_of_other_maps(network, weights)
     absent: list[str] = []
     if new_head:
         reinitialised += [name for name in _HEAD if name in misshaped]
@@ -164,12 +169,21 @@ def _may_be_absent(missing: Sequence[str], weights: Mapping[str, np.ndarray]) ->
     return absent
 
 
+def _belongs_to_stages(name: str) -> bool:
+    """Whether a network of another depth would have this parameter.
+
+    Buffers and tables of surroundings do not count, as another image size can do without them.
+    """
+    return _OF_STAGES.match(name) is not None and not is_buffer(name) and not name.endswith(_SURROUNDING)
+
+
 def _refuse_misfits(missing: Sequence[str], misshaped: Sequence[str], unexpected: Sequence[str], source: str) -> None:
-    if not missing and not misshaped:
+    if not missing and not misshaped and not any(map(_belongs_to_stages, unexpected)):
         return
+    unexpected = sorted(unexpected, key=_belongs_to_stages, reverse=True)  # those that are a reason to refuse first
     kinds = (("missing", missing), ("misshaped", misshaped), ("unexpected", unexpected))
     problems = "; ".join(f"{kind}: {name_some(names)}" for kind, names in kinds if names)
-    raise UserError(f"{source} does not fit the network ({problems}); check arch and image_size")
+    raise UserError(f"{source} does not fit the network ({problems}); check arch, depths and image_size")
 
 
 def _with_shapes(name: str, weights: Mapping[str, np.ndarray], parameters: Mapping[str, Parameter]) -> str:

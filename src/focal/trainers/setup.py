@@ -60,7 +60,7 @@ def build_network(config: Config, class_names: ClassNames = None) -> nn.Cell:
 
 
 def _load_pretrained(network: nn.Cell, config: Config, class_names: ClassNames) -> None:
-    """Start from the weights of `pretrained`; a head for as many but other classes starts anew."""
+    """Start from the weights of `pretrained`; a head for as many but other classes is re-initialised."""
     checkpoint = read_checkpoint(Path(str(config.run.pretrained)))
     weights = select_weights(checkpoint, config.run.use_ema)
     saved_names = class_names_of(checkpoint.meta)
@@ -69,8 +69,8 @@ def _load_pretrained(network: nn.Cell, config: Config, class_names: ClassNames) 
     if difference is not None and as_many and not config.run.allow_config_change:
         weights = without_head(weights)
         logger.warning(
-            "pretrained %s: its classes are not those of the data: %s; the head starts anew. If every label still "
-            "means the same class, --allow_config_change True keeps it",
+            "pretrained %s: its classes are not those of the data: %s; the head is re-initialised. If every label "
+            "still means the same class, --allow_config_change True keeps it",
             checkpoint.path, difference,
         )  # fmt: skip
     report = assign_weights(network, weights, str(checkpoint.path), new_head=True)

@@ -16,7 +16,7 @@ import yaml
 
 from focal.checkpoint import weight_files
 from focal.checkpoint.files import write_checkpoint
-from focal.checkpoint.official import learnable_parameters, load_official_state_dict, official_state_dict
+from focal.checkpoint.official import is_buffer, learnable_parameters, load_official_state_dict, official_state_dict
 from focal.checkpoint.weight_files import read_official_weights, write_official_weights
 from focal.checkpoint.weights import load_weights, read_weights
 from focal.config import load_config, to_flat_dict
@@ -215,7 +215,8 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, script):
         "--from", tmp_path / "v2.ckpt", "--to", tmp_path / "x.npz",
         "--config", settings_file(tmp_path, case_config("nano_v1")),
     )  # fmt: skip
-    assert code == 2 and len(errors) == 1 and "does not fit the network" in errors[0]
+    assert code == 2 and len(errors) == 1
+    assert errors[0].startswith(f"error: from: {tmp_path / 'v2.ckpt'} does not fit the network")
     assert not (tmp_path / "x.npz").exists()
 
 
@@ -380,6 +381,29 @@ def test_another_image_size_rebuilds_the_buffers(version, tmp_path, script):
     load_weights(network, str(tmp_path / "x.ckpt"))
     network.set_train(False)
     assert np.isfinite(network(ms.Tensor(np.ones((1, 3, side, side), np.float32))).asnumpy()).all()
+
+
+def test_a_ring_that_the_new_size_does_not_have_is_said_to_be_left_out(tmp_path, script):
+    """At 112 pixels the map of the third stage is one window."""
+    np.savez(tmp_path / "x.npz", **official_state_dict(create_model(small(1))))
+    settings = settings_file(tmp_path, small(1, image_size=112))
+    code, out, _ = script("--from", tmp_path / "x.npz", "--to", tmp_path / "x.ckpt", "--config", settings)
+    neighbours = "layers.2.blocks.0.attn.relative_position_bias_table_to_neighbors"
+    assert code == 0 and f"note: {neighbours} left out: a map of this size has no such table\n" in out
+
+
+def test_key_indices_of_another_map_are_not_converted(tmp_path, script):
+    """Without the other buffers, and with windows pooled to their means, no shape tells 64 pixels from 128."""
+    state = official_state_dict(create_model(case_config("nano_v2", image_size=64, window_size=4, focal_pool="mean")))
+    state = {name: value for name, value in state.items() if "indice" in name or not is_buffer(name)}
+    np.savez(tmp_path / "x.npz", **state)
+    config = case_config("nano_v2", image_size=128, window_size=8, focal_pool="mean")
+    settings = settings_file(tmp_path, config)
+    code, out, errors = script("--from", tmp_path / "x.npz", "--to", tmp_path / "x.ckpt", "--config", settings)
+    assert (code, errors) == (0, []) and "note: layers.0.blocks.0.attn.topk_cloest_indice_0, " in out
+    name = "layers.0.blocks.0.attn.topk_cloest_indice_0"
+    own = create_model(config).official_parameters[name].asnumpy()
+    np.testing.assert_array_equal(read_weights(str(tmp_path / "x.ckpt"))[name], own)
 
 
 def test_a_conversion_for_384_pixels_gives_what_loading_at_384_pixels_gives(tmp_path, script):

@@ -12,8 +12,8 @@ from focal.checkpoint.weights import assign_weights
 from focal.config import load_config
 from focal.errors import UserError
 from focal.models import create_model
-from focal.models.focal_keys import outside_window
-from tests.numerics.reference_cases import case_config
+from focal.models.focal_keys import StageMap, are_closest, outside_window, topk_closest_indices
+from tests.numerics.reference_cases import WITH_FIGURES, case_config, loaded_network
 
 # torch.nn.functional.interpolate(sin(1.3 * y + 0.7 * x^2), mode="bicubic", align_corners=False), PyTorch 2.13, float64.
 PYTORCH = {
@@ -147,7 +147,7 @@ def weights_of(config):
 
 
 def test_weights_of_one_size_load_into_a_network_of_another(pynative_mode):
-    """As for 224 -> 384 pixels: windows grow with the maps, so every table has a counterpart and none starts anew."""
+    """As for 224 -> 384 pixels: windows grow with the maps, and no table is re-initialised."""
     weights = weights_of(nano(64, 4, seed=3))
     network = create_model(nano(96, 6, seed=4))
     report = assign_weights(network, weights, "x.ckpt")
@@ -184,3 +184,47 @@ def test_version_2_needs_no_resampling_with_padded_windows():
     assert report.resampled == () and all("topk_cloest_indice" in name for name in report.reinitialised)
     for name, parameter in learnable_parameters(network).items():
         np.testing.assert_array_equal(parameter.asnumpy(), weights[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "old, new", [((64, 4), (128, 8)), ((128, 8), (64, 4)), ((64, 4), ([32, 128], 4))], ids=["larger", "smaller", "wide"]
+)
+def test_version_2_keeps_its_own_keys_where_the_files_belong_to_another_map_of_as_many_windows(old, new):
+    """The key indices of the finest level have the same shape here before and after."""
+    image_size, window_size = old
+    source = create_model(case_config("nano_v2", image_size=image_size, window_size=window_size, seed=3))
+    weights = {p.name: p.asnumpy() for p in source.get_parameters()}
+    config = case_config("nano_v2", image_size=new[0], window_size=new[1], seed=4)
+    network, fresh = create_model(config), create_model(config)
+    report = assign_weights(network, weights, "x.ckpt")
+    first = "layers.0.blocks.0.attn.topk_cloest_indice_0"
+    assert weights[first].shape == network.official_parameters[first].shape and first in report.reinitialised
+    for name, parameter in fresh.official_parameters.items():
+        if "topk_cloest_indice" in name:
+            np.testing.assert_array_equal(network.official_parameters[name].asnumpy(), parameter.asnumpy(), name)
+
+
+def test_another_choice_among_equally_distant_keys_is_taken_over():
+    """The authors' indices, which torch.topk chose, in the small reference cases."""
+    cases = [name for name in WITH_FIGURES if name.startswith("nano_v2")]
+    assert "nano_v2" in cases
+    differ = 0
+    for case in cases:
+        weights = {p.name: p.asnumpy() for p in loaded_network(case).get_parameters()}
+        network = create_model(case_config(case))
+        own = {name: parameter.asnumpy() for name, parameter in network.official_parameters.items()}
+        assert assign_weights(network, weights, "x.ckpt").reinitialised == ()
+        for name in (name for name in own if "topk_cloest_indice" in name):
+            np.testing.assert_array_equal(network.official_parameters[name].asnumpy(), weights[name], name)
+            differ += not np.array_equal(np.sort(weights[name]), own[name])
+    assert differ
+
+
+def test_indices_that_repeat_or_leave_the_map_are_not_the_closest():
+    stage = StageMap.create(8, 8, 4)
+    own = topk_closest_indices(stage, 0, 6)
+    assert are_closest(stage, 0, own) and are_closest(stage, 0, own[:, ::-1])
+    for place, value in ((0, -1), (0, 64), (0, own[0, 1]), (5, 63)):
+        changed = own.copy()
+        changed[0, place] = value
+        assert not are_closest(stage, 0, changed)

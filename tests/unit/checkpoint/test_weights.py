@@ -10,8 +10,11 @@ import pytest
 from mindspore import Parameter, Tensor, nn
 
 from focal.checkpoint.files import CheckpointError, write_checkpoint
+from focal.checkpoint.official import is_buffer, learnable_parameters, official_buffers
 from focal.checkpoint.weights import assign_weights, freeze_stages, load_weights, read_weights
 from focal.errors import UserError
+from focal.models import create_model
+from tests.numerics.reference_cases import case_config
 
 
 class Network(nn.Cell):
@@ -64,6 +67,34 @@ def test_nothing_is_set_when_something_is_wrong():
     with pytest.raises(UserError):
         assign_weights(network, arrays(7), "x")
     assert all((value == 0).all() for name, value in values(network).items() if name != "random_counter")
+
+
+@pytest.mark.parametrize(
+    "surplus",
+    ["layers.0.blocks.1.norm1.weight", "layers.3.blocks.0.attn.qkv.weight", "layers.1.downsample.reduction.weight"],
+)
+def test_weights_of_a_deeper_network_are_refused(surplus):
+    network = Network()
+    weights = {"a_note": np.ones(1), **arrays(), surplus: np.ones((4, 4), np.float32)}
+    for new_head in (False, True):
+        with pytest.raises(UserError, match=f"unexpected: {surplus}, a_note\\); check arch, depths and image_size"):
+            assign_weights(network, weights, "x.ckpt", new_head)
+    assert (values(network)["head.bias"] == 0).all()
+
+
+def test_what_another_image_size_leaves_over_is_reported_but_not_refused():
+    attention = "layers.0.blocks.1.attn"
+    over = [f"{attention}.relative_position_bias_table_to_neighbors", f"{attention}.valid_ind_rolled", "a_note",
+            f"{attention}.relative_position_index_1", "layers.0.blocks.1.attn_mask"]  # fmt: skip
+    report = assign_weights(Network(), {**arrays(), **{name: np.ones(1) for name in over}}, "x.ckpt")
+    assert report.unexpected == tuple(over) and len(report.loaded) == 6
+
+
+def test_every_buffer_of_the_authors_is_known_by_name():
+    for case in ("nano_v1", "nano_v2"):
+        network = create_model(case_config(case))
+        buffers, parameters = official_buffers(network), learnable_parameters(network)
+        assert buffers and all(map(is_buffer, buffers)) and not any(map(is_buffer, parameters))
 
 
 def test_fine_tuning_leaves_a_head_of_other_classes_as_initialised():

@@ -99,7 +99,7 @@ def test_every_file_describes_a_network_that_can_be_built(path):
 
 @pytest.mark.parametrize("path", [path for path in FILES if "window12_384" in path.stem], ids=lambda path: path.stem)
 def test_every_weight_of_version_1_has_a_counterpart_at_384_pixels(path):
-    """Nothing starts anew. The networks are the files', but for fewer channels and blocks."""
+    """Nothing is re-initialised. The networks are the files', but for fewer channels and blocks."""
     few = {"embed_dim": 4, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
     config = load_config(path, few)
     small = create_model(load_config({"arch": config.model.arch, **few}))
