@@ -105,10 +105,16 @@ def key_indices_of_other_maps(network: nn.Cell, weights: Mapping[str, np.ndarray
             name = f"{block}.attn{KEY_INDICES}{level}"
             if name not in weights:
                 continue
-            as_many = weights[name].shape == tuple(parameter.shape)
-            if not as_many or not are_closest(builder.stage.map, level, weights[name].astype(np.int64)):
+            indices = weights[name].astype(np.int64)
+            as_many = indices.shape == tuple(parameter.shape)
+            if not as_many or not (_repeats(indices) or are_closest(builder.stage.map, level, indices)):
                 foreign.append(name)
     return foreign
+
+
+def _repeats(indices: np.ndarray) -> bool:
+    """Whether a window (row) has the same key twice, as no map would have it: a damaged file."""
+    return bool((np.diff(np.sort(indices, axis=1), axis=1) == 0).any())
 
 
 def set_key_indices(network: nn.Cell, indices: Mapping[str, np.ndarray]) -> None:
@@ -129,8 +135,7 @@ def set_key_indices(network: nn.Cell, indices: Mapping[str, np.ndarray]) -> None
             name = f"{block}.attn{KEY_INDICES}{level}"
             value = np.asarray(indices.get(name, parameter.asnumpy())).astype(np.int64)  # (windows, keys)
             tokens = math.prod(key_grid(builder.stage.map, level))
-            repeated = (np.diff(np.sort(value, axis=1), axis=1) == 0).any()
-            if repeated or value.min() < 0 or value.max() >= tokens:
+            if _repeats(value) or value.min() < 0 or value.max() >= tokens:
                 raise UserError(
                     f"{name}: not {value.shape[1]} different tokens of {tokens} for each window; the file is damaged "
                     "or belongs to another image size"
