@@ -6,6 +6,7 @@ likeliest classes.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
@@ -72,8 +73,10 @@ class Predictions:
             "class_names": np.array(json.dumps(self.class_names)),
             "source": np.array(json.dumps(dict(self.source))),
         }
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        contents = io.BytesIO()  # a zip file that is written to a full disk complains once more when it is collected
+        np.savez_compressed(contents, **arrays)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(contents.getbuffer())
 
     @classmethod
     def load(cls, path: Path) -> Predictions:
