@@ -6,7 +6,7 @@ import reprlib
 import sys
 from typing import Callable, Optional
 
-NOT_SAVED = 3  # exit code of a training whose results are not all on the disk
+NOT_SAVED = 74  # exit code of a training whose results are not all on the disk: EX_IOERR of sysexits.h
 _LONGEST = 2000  # characters of a message
 _SHOWN = 80  # characters of a value in a message
 
