@@ -25,10 +25,10 @@ from focal.checkpoint.folder_lock import lock_folder
 lock_folder(sys.argv[1])
 if sys.argv[2:] == ["fork"] and os.fork() == 0:
     os.setsid()
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())
     time.sleep(60)
     os._exit(0)
-print("locked", flush=True)
+os.write(1, b"locked\\n")  # in one piece, as the child writes at the same time
 time.sleep(60)
 """
 
