@@ -52,17 +52,22 @@ def atomic_write(path: Path, before_replace: Callable[[], object] = lambda: None
             temporary.unlink()
 
 
-def crc32_of(path: Path) -> str:
-    """The CRC-32 of a whole file, as eight hexadecimal digits.
+def crc32_of(path: Path, end: Optional[int] = None) -> int:
+    """The CRC-32 of a file.
+
+    Args:
+        path: the file.
+        end: count only the bytes before this position; None: all.
 
     Raises:
         OSError: the file cannot be read.
     """
-    checksum = 0
+    checksum, place = 0, 0
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read(_CHUNK if end is None else max(min(_CHUNK, end - place), 0)):
             checksum = zlib.crc32(chunk, checksum)
-    return f"{checksum:08x}"
+            place += len(chunk)
+    return checksum
 
 
 def temporary_path(path: Path) -> Path:

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import logging
 import os
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -24,7 +23,7 @@ import numpy as np
 from mindspore import Tensor
 
 from focal.errors import UserError, one_line
-from focal.files import atomic_write
+from focal.files import atomic_write, crc32_of
 from focal.models.layers import RANDOM_COUNTER
 
 EMA_PREFIX = "ema."  # the average of parameter `<name>` is stored as `ema.<name>`
@@ -33,7 +32,6 @@ META_FORMAT = 1
 ENTRIES = "focal.entries"
 _OWN_ENTRIES = (EMA_PREFIX, RANDOM_COUNTER, "optimizer.step")  # start names that only our trainings write
 _CRC_MARK, _CRC_LENGTH = b"crc_num", 17  # MindSpore ends a file with this mark and, in 10 bytes, its CRC-32
-_CHUNK = 1 << 20  # bytes read at a time for the checksum
 
 
 class CheckpointError(UserError):
@@ -138,18 +136,12 @@ def _parse_meta(text: str, path: Path) -> dict[str, Any]:
 def _checksums(path: Path) -> Optional[tuple[int, int]]:
     """The CRC-32 at the end of a file and that of what lies before it; None if the file carries none."""
     with path.open("rb") as file:
-        left = file.seek(0, os.SEEK_END) - _CRC_LENGTH
-        file.seek(max(left, 0))
-        end = file.read(_CRC_LENGTH)
-        if not end.startswith(_CRC_MARK):
-            return None
-        file.seek(0)
-        actual = 0
-        while left > 0:
-            chunk = file.read(min(_CHUNK, left))
-            actual = zlib.crc32(chunk, actual)
-            left -= len(chunk) or left
-        return int.from_bytes(end[len(_CRC_MARK) :], "big"), actual
+        end = max(file.seek(0, os.SEEK_END) - _CRC_LENGTH, 0)
+        file.seek(end)
+        tail = file.read(_CRC_LENGTH)
+    if not tail.startswith(_CRC_MARK):
+        return None
+    return int.from_bytes(tail[len(_CRC_MARK) :], "big"), crc32_of(path, end)
 
 
 @contextlib.contextmanager

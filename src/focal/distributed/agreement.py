@@ -104,7 +104,7 @@ def file_listing(name: str, path: Optional[str]) -> Listing:
         if path is None:
             return f"no {name}"
         try:
-            return f"a file with CRC-32 {crc32_of(Path(path))}"
+            return f"a file with CRC-32 {crc32_of(Path(path)):08x}"
         except OSError as error:
             return f"{path}, which cannot be read ({error.strerror or error})"
 

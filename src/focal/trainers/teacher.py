@@ -12,7 +12,6 @@ from mindspore import nn
 
 from focal.checkpoint.class_names import ClassNames, check_class_names, class_names_of
 from focal.checkpoint.files import Checkpoint, CheckpointError, read_checkpoint
-from focal.checkpoint.official import KEY_INDICES
 from focal.checkpoint.weights import assign_weights, select_weights
 from focal.config import Config, ConfigError, load_config, to_flat_dict
 from focal.config.architectures import published_archs
@@ -60,12 +59,9 @@ def build_teacher(config: Config, class_names: ClassNames = None) -> Optional[nn
         network = create_model(load_config(keys))
     except ConfigError as error:
         raise ConfigError(f"teacher: {checkpoint.path} does not fit this training: {error}") from None
-    own = saved or to_flat_dict(load_config({"arch": keys["arch"]}))
-    if own.get("image_size") != keys["image_size"]:  # key indices of another map may have the shape of this one's
-        weights = {name: value for name, value in weights.items() if KEY_INDICES not in name}
     report = assign_weights(network, weights, str(checkpoint.path), key="teacher")
     kind = "EMA" if use_ema else "raw"
-    logger.info("teacher %s (CRC-32 %s, %s weights): %s", checkpoint.path, crc32_of(checkpoint.path), kind, report)
+    logger.info("teacher %s (CRC-32 %08x, %s weights): %s", checkpoint.path, crc32_of(checkpoint.path), kind, report)
     prepare_for_evaluation(network, config.step)
     for parameter in network.get_parameters():
         parameter.requires_grad = False
