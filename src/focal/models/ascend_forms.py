@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
-from mindspore.ops.auto_generate import Conv2DExt, IndexSelect, LayerNormExt, MeanExt
 from mindspore.ops.auto_generate import Dense as DenseProduct
+from mindspore.ops.auto_generate import IndexSelect, LayerNormExt, MeanExt
 
 from focal.distributed.chip import ascend_chip
 
@@ -103,21 +103,4 @@ class LayerNorm(nn.LayerNorm, AscendForm):
     def construct(self, x: Tensor) -> Tensor:
         if self.for_ascend:
             return self.normalize(x, self.normalized_shape, self.gamma, self.beta, self.epsilon)[0]
-        return super().construct(x)
-
-
-class Conv2d(nn.Conv2d, AscendForm):
-    """nn.Conv2d with bias and explicit padding, weights to be set by initialization.py; on an Ascend in one kernel."""
-
-    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, padding: int) -> None:
-        super().__init__(
-            in_channels, channels, kernel, stride, "pad", padding, has_bias=True, weight_init="zeros", bias_init="zeros"
-        )
-        self.for_ascend = has_newer_kernels()
-        self.convolve = Conv2DExt()
-        self.strides, self.paddings = (stride, stride), (padding, padding)
-
-    def construct(self, x: Tensor) -> Tensor:
-        if self.for_ascend:
-            return self.convolve(x, self.weight, self.bias, self.strides, self.paddings, (1, 1), 1)
         return super().construct(x)

@@ -142,7 +142,11 @@ class FocalStage(nn.Cell):
         if following is not None:
             pre_norm = settings.model.use_pre_norm
             self.downsample = PatchEmbed(
-                settings.channels, following.channels, *following.convolution, pre_norm=pre_norm
+                settings.channels,
+                following.channels,
+                *following.convolution,
+                (self.height, self.width),
+                pre_norm=pre_norm,
             )
 
     def run_blocks(self, x: Tensor, factors: StageFactors = ()) -> Tensor:
@@ -187,7 +191,9 @@ class FocalTransformer(nn.Cell):
         super().__init__()
         stages, dropouts = check_network(model), DropoutSource(model, seed)
         first, last = stages[0], stages[-1]
-        self.patch_embed = PatchEmbed(model.in_channels, first.channels, *first.convolution, norm=model.patch_norm)
+        self.patch_embed = PatchEmbed(
+            model.in_channels, first.channels, *first.convolution, model.image_hw, norm=model.patch_norm
+        )
         self.absolute_pos_embed: Optional[Parameter] = None
         if model.ape:
             zeros = np.zeros((1, first.map.height * first.map.width, first.channels), np.float32)

@@ -14,7 +14,8 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops.auto_generate import GeluExt, SplitWithSize
 
 from focal.config.schema import ModelConfig
-from focal.models.ascend_forms import AscendForm, Conv2d, Dense, LayerNorm, has_newer_kernels
+from focal.models.ascend_forms import AscendForm, Dense, LayerNorm, has_newer_kernels
+from focal.models.convolution import ConvolveToTokens
 from focal.models.cpu_forms import NormalCdf, ScaleSamples, UniformNumbers
 
 RANDOM_COUNTER = "random_counter"  # parameter of a network in training: the position in the sequence of random masks
@@ -156,6 +157,7 @@ class PatchEmbed(nn.Cell):
     Args:
         in_channels, channels: C_in, C_out.
         kernel, stride, padding: of the convolution, see `StageSettings.convolution`.
+        size: H, W.
         norm: apply LayerNorm after the convolution.
         pre_norm: apply GroupNorm with one group before it.
     """
@@ -167,20 +169,19 @@ class PatchEmbed(nn.Cell):
         kernel: int,
         stride: int,
         padding: int,
+        size: tuple[int, int],
         norm: bool = True,
         pre_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.proj = Conv2d(in_channels, channels, kernel, stride, padding)
+        self.proj = ConvolveToTokens(in_channels, channels, kernel, stride, padding, *size)
         self.pre_norm: Optional[nn.GroupNorm] = nn.GroupNorm(1, in_channels, eps=1e-5) if pre_norm else None
         self.norm: Optional[LayerNorm] = LayerNorm(channels) if norm else None
 
     def construct(self, x: Tensor) -> Tensor:
         if self.pre_norm is not None:
             x = self.pre_norm(x)
-        x = self.proj(x)  # (B, C_out, H', W')
-        batch, channels, height, width = x.shape
-        x = x.reshape((batch, channels, height * width)).transpose((0, 2, 1))  # (B, H' * W', C_out)
+        x = self.proj(x)  # (B, H' * W', C_out)
         if self.norm is not None:
             x = self.norm(x)
         return x

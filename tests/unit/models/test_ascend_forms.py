@@ -17,7 +17,6 @@ from scipy.special import ndtr
 from focal.models import ascend_forms
 from focal.models.ascend_forms import (
     AscendForm,
-    Conv2d,
     Dense,
     LayerNorm,
     TakeRows,
@@ -53,15 +52,6 @@ def gelu_ext(x, approximate):
     return Tensor((x * ndtr(x)).astype(np.float32))
 
 
-def conv2d_ext(x, weight, bias, stride, padding, dilation, groups):
-    assert (dilation, groups) == ((1, 1), 1)
-    (top, left), (down, right) = padding, stride
-    x = np.pad(x.asnumpy(), ((0, 0), (0, 0), (top, top), (left, left)))
-    weight = weight.asnumpy()
-    windows = np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], (2, 3))[:, :, ::down, ::right]
-    return Tensor(np.einsum("bchwij,ocij->bohw", windows, weight) + bias.asnumpy()[None, :, None, None])
-
-
 def set_random(cell):
     for parameter in cell.get_parameters():
         parameter.set_data(Tensor(random(*parameter.shape)))
@@ -78,7 +68,6 @@ CASES = {
     "dense without bias": (lambda: Dense(3, 4, has_bias=False), "", None, (random(2, 5, 3),)),
     "layer norm": (lambda: LayerNorm(6), "normalize", layer_norm_ext, (random(2, 5, 6),)),
     "layer norm of equal numbers": (lambda: LayerNorm(6), "normalize", layer_norm_ext, (np.ones((2, 6), np.float32),)),
-    "convolution": (lambda: Conv2d(3, 4, 3, 2, 1), "convolve", conv2d_ext, (random(2, 3, 8, 6),)),
     "GELU": (GELU, "gelu", gelu_ext, (random(4, 50) * 3,)),
 }  # fmt: skip
 
