@@ -27,7 +27,7 @@ from focal.errors import UserError
 SOURCES = Path(__file__).parent / "stubs"
 CACHE_VARIABLE = "ASCEND_DRY_RUN_CACHE"  # names the folder that takes the stubs; default: one in the user's cache
 WRITTEN_FOR = "2.8.0"
-# Of the C++ functions that the plugin of that version asks for and that merely return 0 here; see `_check_known`.
+# Of the C++ functions that the plugins of 2.8.0 and 2.9.0 ask for and that merely return 0 here; see `_check_known`.
 _KNOWN_FUNCTIONS = "ccdc85286e6a488a"
 _CPP = ("-O1", "-fPIC", "-std=c++17", "-D_GLIBCXX_USE_CXX11_ABI=0")  # MindSpore is built with the old ABI of strings
 _TOOLS = ("g++", "readelf", "strings", "nm")

@@ -22,8 +22,8 @@ class ConvolveToTokens(nn.Conv2d, AscendForm, CpuForm):
     """Map (B, C_in, H, W) -> tokens (B, H' * W', C_out) in raster order: convolution with bias and explicit padding.
 
     On an Ascend, convolution and bias are one kernel. On a CPU, each patch becomes a row, and all are multiplied by the
-    weights at once: MindSpore's CPU convolution takes about a hundred times as long in 2.9 and 2.10 as in 2.8, while
-    this takes as long as the convolution of 2.8. Exported files have the convolution. The weights, which
+    weights at once: on some machines the CPU convolution of MindSpore 2.9 and 2.10 takes a hundred times as long as
+    that of 2.8, while this takes as long as the latter. Exported files have the convolution. The weights, which
     initialization.py sets, are those of nn.Conv2d: (C_out, C_in, k, k).
 
     Args:
@@ -35,7 +35,7 @@ class ConvolveToTokens(nn.Conv2d, AscendForm, CpuForm):
     def __init__(
         self, in_channels: int, channels: int, kernel: int, stride: int, padding: int, height: int, width: int
     ) -> None:
-        super().__init__(
+        super().__init__(  # type: ignore[call-arg]  # for mypy, MindSpore has no types
             in_channels, channels, kernel, stride, "pad", padding, has_bias=True, weight_init="zeros", bias_init="zeros"
         )
         self.for_ascend = has_newer_kernels()

@@ -10,11 +10,14 @@ Shape legend: B batch; N tokens; C channels; K keys.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-from mindspore.ops.auto_generate import SoftmaxBackward, SumExt, UniformExt
+from mindspore.ops.auto_generate import SoftmaxBackward, SplitWithSize, SumExt, UniformExt
+
+from focal.distributed.versions import release_number
 
 _MATMUL = ops.MatMul()  # the function ops.matmul unfolds into a dozen nodes for the compiler
 _SUM = SumExt()  # the function ops.sum unfolds as well
@@ -127,6 +130,24 @@ class NormalCdf(CpuForm):
                 logit = logit * square + coefficient
             return ops.sigmoid(logit * x).astype(dtype)
         return 0.5 + 0.5 * ops.erf(x * math.sqrt(0.5))
+
+
+class SplitRows(CpuForm):
+    """x (R, ...) -> parts of the given numbers of rows, one after the other.
+
+    An Ascend has a newer kernel for SplitWithSize than for Split. MindSpore 2.7 has none for a CPU in compiled graphs:
+    there ops.split takes a slice for each part.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_slices = self.for_cpu and release_number(ms.__version__) < (2, 8)
+        self.split_with_size = SplitWithSize()
+
+    def construct(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        if self.by_slices:
+            return ops.split(x, sizes, 0)
+        return self.split_with_size(x, sizes, 0)
 
 
 class UniformNumbers(CpuForm):

@@ -11,12 +11,12 @@ from typing import Optional
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.ops.auto_generate import GeluExt, SplitWithSize
+from mindspore.ops.auto_generate import GeluExt
 
 from focal.config.schema import ModelConfig
 from focal.models.ascend_forms import AscendForm, Dense, LayerNorm, has_newer_kernels
 from focal.models.convolution import ConvolveToTokens
-from focal.models.cpu_forms import NormalCdf, ScaleSamples, UniformNumbers
+from focal.models.cpu_forms import NormalCdf, ScaleSamples, SplitRows, UniformNumbers
 
 RANDOM_COUNTER = "random_counter"  # parameter of a network in training: the position in the sequence of random masks
 
@@ -111,11 +111,10 @@ class DropPathFactors(nn.Cell):
 
     def __init__(self, branches: int) -> None:
         super().__init__()
-        # By sizes: an Ascend has a newer kernel for that than for splitting into parts.
-        self.split_with_size, self.one_each = SplitWithSize(), (1,) * branches
+        self.split_rows, self.one_each = SplitRows(), (1,) * branches
 
     def construct(self, factors: Tensor) -> tuple[Tensor, ...]:
-        return self.split_with_size(factors, self.one_each, 0)
+        return self.split_rows(factors, self.one_each)
 
 
 class DropPath(nn.Cell):

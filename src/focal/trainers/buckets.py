@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
-from mindspore.ops.auto_generate import InplaceCopy, SplitWithSize
+from mindspore.ops.auto_generate import InplaceCopy
 
 from focal.checkpoint.train_state import FlatBuffer
 from focal.models.ascend_forms import AscendForm, has_newer_kernels
+from focal.models.cpu_forms import SplitRows
 
 # A bucket is also a message between ranks. On an Ascend, a message under about a megabyte is all latency, and the last
 # one cannot hide behind the backward pass. 32 MiB keeps eight cards busy with four to ten messages for the models of
@@ -26,7 +27,6 @@ BUCKETS = "buckets."  # starts the name of each vector
 
 _FOR_EACH = ops.HyperMap()
 _INPLACE_COPY, _ASSIGN = InplaceCopy(), ops.Assign()
-_SPLIT = SplitWithSize()  # ops.split with sizes becomes a StridedSlice for each of them
 
 
 def bucket_members(
@@ -72,7 +72,7 @@ class Buckets(nn.Cell, AscendForm):
         ends = np.cumsum([0] + [len(bucket) for bucket in members]).tolist()
         self.spans = tuple(zip(ends, ends[1:]))
         self.sizes = tuple(tuple(parameter.size for parameter in self.parameters[a:b]) for a, b in self.spans)
-        self.concat = ops.Concat(0)
+        self.concat, self.split_rows = ops.Concat(0), SplitRows()
         self.for_ascend = has_newer_kernels()
 
     def construct(self, tensors: tuple) -> tuple:
@@ -86,7 +86,7 @@ class Buckets(nn.Cell, AscendForm):
         """One vector per bucket -> one row of numbers per parameter."""
         rows: tuple[Tensor, ...] = ()
         for bucket, sizes in enumerate(self.sizes):
-            rows += split_vector(vectors[bucket], sizes)
+            rows += self.split_rows(vectors[bucket], sizes)
         return rows
 
     def copy_to_parameters(self, vectors: tuple) -> tuple:
@@ -116,11 +116,6 @@ class Buckets(nn.Cell, AscendForm):
             FlatBuffer(vector, {f"{prefix}{p.name}": tuple(p.shape) for p in self.parameters[start:end]})
             for vector, (start, end) in zip(vectors, self.spans)
         ]
-
-
-def split_vector(vector: Tensor, sizes: Sequence[int]) -> tuple:
-    """A vector -> vectors of these sizes, one after the other."""
-    return _SPLIT(vector, sizes, 0)
 
 
 def _as_float32_row(tensor: Tensor) -> Tensor:

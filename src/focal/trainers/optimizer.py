@@ -20,7 +20,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from focal.checkpoint.train_state import FlatBuffer
 from focal.config.schema import ModelConfig, OptimConfig
-from focal.trainers.buckets import Buckets, split_vector
+from focal.trainers.buckets import Buckets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +241,8 @@ class Lamb(Optimizer):
         for bucket, sizes in enumerate(self.buckets.sizes):
             vector = directions[bucket]
             if self.weight_decays[bucket] > 0:
-                weights, rows = split_vector(self.weights[bucket], sizes), split_vector(vector, sizes)
+                split_rows = self.buckets.split_rows
+                weights, rows = split_rows(self.weights[bucket], sizes), split_rows(vector, sizes)
                 vector = ops.concat(self.for_each(_times_trust_ratio, weights, rows), 0)
             vectors += (vector,)
         return vectors

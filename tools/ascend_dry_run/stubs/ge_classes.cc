@@ -11,6 +11,9 @@
 #include <vector>
 
 namespace ge {
+std::string RealPath(const char* path);  // asked for by MindSpore 2.9.0
+std::string RealPath(const char* path) { return path ? path : ""; }
+
 using graphStatus = uint32_t;
 enum DataType : int { DT_FLOAT = 0 };
 enum Format : int { FORMAT_ND = 2 };
