@@ -164,8 +164,11 @@ def _set_compilation(run: RunConfig) -> str:
     import mindspore as ms
 
     from focal.distributed.chip import ascend_chip, resolve_jit_level
+    from focal.distributed.cpu_graph_kernels import use_graph_kernels
 
     level = resolve_jit_level(run.jit_level, ascend_chip() if run.device_target == "Ascend" else "")
+    if level == "O1" and run.device_target == "CPU":
+        use_graph_kernels()
     if level:
         # For the whole process, and so for the Cell that sink mode calls as well: `ms.data_sink` takes a batch from the
         # queue in PyNative mode and hands it to the Cell, which is compiled by these settings like any other.

@@ -15,6 +15,7 @@ from mindspore.ops.auto_generate import Dense as DenseProduct
 from mindspore.ops.auto_generate import IndexSelect, LayerNormExt, MeanExt
 
 from focal.distributed.chip import ascend_chip
+from focal.models.cpu_forms import CpuForm, LayerNormOfRows
 
 
 class AscendForm:
@@ -92,15 +93,19 @@ class Dense(nn.Dense, AscendForm):
         return super().construct(x)
 
 
-class LayerNorm(nn.LayerNorm, AscendForm):
+class LayerNorm(nn.LayerNorm, AscendForm, CpuForm):
     """nn.LayerNorm over the channels with PyTorch's epsilon."""
 
     def __init__(self, channels: int) -> None:
         super().__init__((channels,), epsilon=1e-5)
         self.for_ascend = has_newer_kernels()
+        self.for_cpu = ms.get_context("device_target") == "CPU"
         self.normalize = LayerNormExt()
+        self.normalize_rows = LayerNormOfRows(channels, self.epsilon)
 
     def construct(self, x: Tensor) -> Tensor:
         if self.for_ascend:
             return self.normalize(x, self.normalized_shape, self.gamma, self.beta, self.epsilon)[0]
+        if self.for_cpu:
+            return self.normalize_rows(x, self.gamma, self.beta)[0]
         return super().construct(x)
