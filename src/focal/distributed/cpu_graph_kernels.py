@@ -13,9 +13,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-# Operations that may be fused with each other. Others are replaced by these first where MindSpore knows how
-# (BiasAddGrad, AddN, Square); Sigmoid is left alone, since AKG has no kernel for it.
+# Operations that may be fused with each other. Others are replaced by these first: where MindSpore does so by itself
+# (BiasAddGrad, AddN, Square), and the sigmoid of the exact GELU.
 FUSED = ("Add", "Sub", "Mul", "Div", "RealDiv", "Reciprocal", "Neg", "Exp")
+_FLAGS = f"--opt_level=2 --enable_cluster_ops_only={','.join(FUSED)} --enable_expand_ops=Sigmoid"
 
 
 def has_graph_kernels() -> bool:
@@ -32,7 +33,7 @@ def use_graph_kernels() -> None:
     Variables that are set already are kept: MS_DEV_GRAPH_KERNEL_FLAGS, and MS_COMPILER_CACHE_PATH, where kernels are
     kept; by default they go to a folder that is removed when the process ends.
     """
-    os.environ.setdefault("MS_DEV_GRAPH_KERNEL_FLAGS", f"--opt_level=2 --enable_cluster_ops_only={','.join(FUSED)}")
+    os.environ.setdefault("MS_DEV_GRAPH_KERNEL_FLAGS", _FLAGS)
     if "MS_COMPILER_CACHE_PATH" not in os.environ:  # AKG's own default is the working directory
         folder = os.environ["MS_COMPILER_CACHE_PATH"] = tempfile.mkdtemp(prefix="focal-graph-kernels-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

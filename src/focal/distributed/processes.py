@@ -25,6 +25,27 @@ def die_with_parent() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def core_shares(count: int) -> list[Optional[set[int]]]:
+    """This process's cores in `count` equal shares, one for each child; None, for all of them, if they are too few.
+
+    Cores that are left over go to none. Where the system cannot tie a process to cores (macOS), each share is None.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return [None] * count
+    cores = sorted(os.sched_getaffinity(0))
+    size = len(cores) // count
+    if size == 0:
+        return [None] * count
+    return [set(cores[index * size : (index + 1) * size]) for index in range(count)]
+
+
+def prepare_child(cores: Optional[set[int]] = None) -> None:
+    """Run in a new child before its program: tie it to `cores`, and have it die with its parent."""
+    if cores is not None:
+        os.sched_setaffinity(0, cores)
+    die_with_parent()
+
+
 def end_groups(processes: Sequence[subprocess.Popen], timeout: float = 10.0) -> None:
     """Kill the process groups of `processes`, each of which was started in its own session, with all their children.
 
