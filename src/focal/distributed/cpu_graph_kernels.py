@@ -1,7 +1,7 @@
-"""Graph kernels of a CPU: MindSpore fuses chains of elementwise operations, and its compiler AKG makes a kernel of each.
+"""Graph kernels of a CPU: MindSpore fuses chains of elementwise operations; its compiler AKG makes a kernel of each.
 
-Every other operation of a chain reads and writes the whole tensor in main memory; the kernel does so once. Matrix
-products, gathers and reductions are left to MindSpore's own kernels: those that AKG makes for them are slower.
+Operation by operation, a chain such as GELU reads and writes whole tensors in main memory two dozen times; its kernel
+does so once. Matrix products, gathers and reductions are left to MindSpore's own kernels, which are faster than AKG's.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Optional
+
+from focal.errors import UserError
 
 # Operations that may be fused with each other. Others are replaced by these first: where MindSpore does so by itself
 # (BiasAddGrad, AddN, Square), and the sigmoid of the exact GELU.
@@ -19,21 +22,33 @@ FUSED = ("Add", "Sub", "Mul", "Div", "RealDiv", "Reciprocal", "Neg", "Exp")
 _FLAGS = f"--opt_level=2 --enable_cluster_ops_only={','.join(FUSED)} --enable_expand_ops=Sigmoid"
 
 
-def has_graph_kernels() -> bool:
-    """Whether this MindSpore can make graph kernels for a CPU: its wheel has AKG, which needs the package decorator."""
-    found = importlib.util.find_spec("mindspore")
-    if found is None or found.origin is None or importlib.util.find_spec("decorator") is None:
-        return False
-    return (Path(found.origin).parent / "lib" / "plugin" / "cpu" / "libakg.so").is_file()
-
-
 def use_graph_kernels() -> None:
     """Have this process fuse elementwise operations in what it compiles from now on.
 
-    Variables that are set already are kept: MS_DEV_GRAPH_KERNEL_FLAGS, and MS_COMPILER_CACHE_PATH, where kernels are
-    kept; by default they go to a folder that is removed when the process ends.
+    Kernels are kept in a folder that is removed when the process ends, or in MS_COMPILER_CACHE_PATH if that is set;
+    MS_DEV_GRAPH_KERNEL_FLAGS replaces the choice of operations.
+
+    Raises:
+        UserError: AKG or the package that it needs is missing.
     """
+    mindspore = _folder_of("mindspore")
+    if mindspore is None or not (mindspore / "lib" / "plugin" / "cpu" / "libakg.so").is_file():
+        raise UserError("jit_level: O1 on a CPU needs a MindSpore with AKG (Linux on x86-64); use jit_level auto")
+    if importlib.util.find_spec("decorator") is None:
+        raise UserError(
+            "jit_level: O1 on a CPU needs the package decorator: pip install decorator; or use jit_level auto"
+        )
     os.environ.setdefault("MS_DEV_GRAPH_KERNEL_FLAGS", _FLAGS)
-    if "MS_COMPILER_CACHE_PATH" not in os.environ:  # AKG's own default is the working directory
+    # Else AKG prints a line for each kernel, that it may not read its table of tilings; for a CPU this table is empty.
+    os.environ.setdefault("AKG_WHITE_LIST_PATH", str(mindspore))
+    if "MS_COMPILER_CACHE_PATH" not in os.environ:  # kernels would be kept in the working directory
         folder = os.environ["MS_COMPILER_CACHE_PATH"] = tempfile.mkdtemp(prefix="focal-graph-kernels-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    log = Path("dsa_transfrom.log").absolute()  # AKG writes it to the working directory whatever is set
+    if not log.exists():
+        atexit.register(log.unlink, missing_ok=True)
+
+
+def _folder_of(package: str) -> Optional[Path]:
+    found = importlib.util.find_spec(package)
+    return None if found is None or found.origin is None else Path(found.origin).parent

@@ -130,15 +130,21 @@ def test_the_chip_decides_what_operators_may_compute_in(monkeypatch: pytest.Monk
             [("context", {"jit_level": "O0"}), ("launch", (2, 8))],
         ),
         ({"device_target": "CPU"}, "not asked for", "", []),
-        ({"device_target": "CPU", "jit_level": "O1"}, "not asked for", "O1", [("context", {"jit_level": "O1"})]),
+        (
+            {"device_target": "CPU", "jit_level": "O1"}, "not asked for", "O1",
+            [("graph kernels",), ("context", {"jit_level": "O1"})],
+        ),
+        ({"device_target": "CPU", "jit_level": "O0"}, "not asked for", "O0", [("context", {"jit_level": "O0"})]),
     ],
 )  # fmt: skip
 def test_jit_level_and_launch_group_reach_mindspore(
     monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], chip: str, level: str, calls: list[Any]
 ) -> None:
     from focal.distributed import chip as chip_module
+    from focal.distributed import cpu_graph_kernels
 
     made: list[Any] = []
+    monkeypatch.setattr(cpu_graph_kernels, "use_graph_kernels", lambda: made.append(("graph kernels",)))
     monkeypatch.setattr(chip_module, "ascend_chip", lambda: chip)
     monkeypatch.setattr(ms, "set_context", lambda jit_config: made.append(("context", jit_config)))
     monkeypatch.setattr(ms.runtime, "set_kernel_launch_group", lambda *given: made.append(("launch", given)))

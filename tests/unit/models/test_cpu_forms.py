@@ -7,7 +7,7 @@ import itertools
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 from scipy import stats
 from scipy.special import expit, ndtr
 
@@ -15,6 +15,7 @@ from focal.models.cpu_forms import (
     _LOGIT_POLYNOMIAL,
     AddToSamples,
     CpuForm,
+    LayerNormOfRows,
     NormalCdf,
     ScaleSamples,
     SoftmaxGradient,
@@ -56,6 +57,35 @@ def test_softmax_gradient_equals_the_formula(on_cpu):
     expected = (dout - (dout * out).sum(-1, keepdims=True)) * out
     gradient = build(SoftmaxGradient, on_cpu)(Tensor(dout), Tensor(out))
     np.testing.assert_allclose(gradient.asnumpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0], ids=["centred", "far_from_zero"])
+def test_the_gradient_of_layer_norm_equals_the_formula(offset):
+    x, dout, gamma, beta = random(3, 4, 50) * 2 + offset, random(3, 4, 50) + 1, random(50), random(50) + 2
+    rows, drows = x.astype(np.float64).reshape(12, 50), dout.astype(np.float64).reshape(12, 50)
+    deviation = np.sqrt(rows.var(1, keepdims=True) + 1e-5)
+    normalised, scaled = (rows - rows.mean(1, keepdims=True)) / deviation, drows * gamma
+    mean = scaled.mean(1, keepdims=True)
+    dx = (scaled - mean - normalised * (scaled * normalised).mean(1, keepdims=True)) / deviation
+    network = FirstOutput(LayerNormOfRows(50, 1e-5))
+    arguments = [Tensor(array) for array in (x, gamma, beta)]
+    expected = (normalised * gamma + beta).reshape(x.shape)
+    tolerance = 1e-5 * max(1.0, offset)  # the mean itself is rounded to float32
+    np.testing.assert_allclose(network(*arguments).asnumpy(), expected, atol=tolerance)
+    gradient = ops.GradOperation(get_all=True, sens_param=True)(network)
+    found = [array.asnumpy() for array in gradient(*arguments, Tensor(dout))]
+    np.testing.assert_allclose(found[0], dx.reshape(x.shape), atol=tolerance)
+    np.testing.assert_allclose(found[1], (drows * normalised).sum(0), atol=10 * tolerance)
+    np.testing.assert_allclose(found[2], drows.sum(0), atol=1e-5)
+
+
+class FirstOutput(nn.Cell):
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def construct(self, *inputs):
+        return self.cell(*inputs)[0]
 
 
 @forms
