@@ -5,6 +5,9 @@ it parses only one, and passes it the weights of each as arguments. With `no_inl
 before it differentiates the graph, so that the graph is the same as without sharing. MindSpore's own decorator,
 `lazy_inline(policy="front")`, sets these two attributes from the arguments of `__init__`. Those do not determine a Cell
 whose tables, forms and number formats are chosen later; so here they follow from what the Cell holds when it is parsed.
+
+Only networks in training share: for evaluation and export each block has a position bias of its own folded into its
+graph, and the weights that are passed to a function would appear in exported files even where nothing uses them.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ class SharesGraph(nn.Cell):
 
     @property
     def cell_init_args(self) -> str:
-        """Read by MindSpore's parser; only Cells with the prefix share."""
+        """Read by MindSpore's parser; Cells share if they have this attribute, with the prefix, and it is equal."""
+        if not self.training:
+            raise AttributeError("cell_init_args")
         return f"lazy_inline_{graph_digest(self)}"
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, _extends
+from mindspore import Tensor
+from mindspore._extends.parse import parser
 
+from focal.config import load_config
 from focal.data.transforms.drop_path import draw_drop_path
 from focal.models import create_model
 from focal.models.focal_transformer import FocalBlock
@@ -33,61 +35,58 @@ def digests(network, stage=2):
 
 def without_sharing(monkeypatch):
     """MindSpore parses every Cell by itself if it has no such attribute."""
-    monkeypatch.setattr(SharesGraph, "cell_init_args", property(lambda self: self._cell_init_args))
+    monkeypatch.setattr(SharesGraph, "cell_init_args", property(lambda self: self._no_such_attribute))
 
 
-def train(case, **changes):
-    """Three steps of a network: outputs (3, len(OUTPUTS)) and the weights after them."""
-    config = case_config(
-        case, depths=DEPTHS, device_target="CPU", amp_level="O0", use_shift=False, drop_path_rate=0.3, **changes
-    )
+def train(**changes):
+    """Three steps of three blocks, the last two of which are alike: outputs (3, len(OUTPUTS)), and the state after."""
+    stage = {"depths": [3], "num_heads": [2], "focal_levels": [2], "focal_windows": [3], "expand_sizes": [1]}
+    keys = {"embed_dim": 16, "window_size": 4, "focal_stages": [0], "focal_topK": 16, "num_classes": 4}
+    recipe = {"drop_path_rate": 0.3, "optimizer": "adamw", "device_target": "CPU", "amp_level": "O0"}
+    config = load_config({**stage, **keys, **recipe, "image_size": 32, **changes})
     network = create_model(config)
-    weights = trained_parameters(network)
-    optimizer = create_optimizer(weights, config.optim, config.model, np.full(10, 1e-3))
+    optimizer = create_optimizer(trained_parameters(network), config.optim, config.model, np.full(10, 1e-3))
     step = TrainOneStep(network, SoftTargetCrossEntropy(), optimizer, config.step)
     random = np.random.default_rng(0)
-    images = random.standard_normal((2, config.model.in_channels, *config.model.image_hw)).astype(np.float32)
-    targets = np.full((2, config.model.num_classes), 1 / config.model.num_classes, np.float32)
-    drop_path = draw_drop_path(config.model.drop_path_rates, 2, random)
+    images = random.standard_normal((2, 3, 32, 32)).astype(np.float32)
+    targets, drop_path = np.eye(4, dtype=np.float32)[:2], draw_drop_path(config.model.drop_path_rates, 2, random)
     rows = [step(*map(Tensor, (images, targets, drop_path))).asnumpy() for _ in range(3)]
-    return np.array(rows), [parameter.asnumpy() for parameter in step.get_parameters()]
+    return np.array(rows), {parameter.name: parameter.asnumpy() for parameter in step.get_parameters()}
 
 
 @pytest.fixture
 def parsed(monkeypatch):
     """The blocks that MindSpore reads the source of."""
     blocks = []
-    parse = _extends.parse.parse_cb
+    initialize = parser.Parser.__init__
 
-    def spy(func, parse_method=None):
-        if isinstance(func, FocalBlock):
-            blocks.append(func)
-        return parse(func, parse_method)
+    def spy(self, function, *arguments, **keywords):
+        owner = getattr(function, "__self__", function)
+        if isinstance(owner, FocalBlock):
+            blocks.append(owner)
+        initialize(self, function, *arguments, **keywords)
 
-    monkeypatch.setattr(_extends.parse, "parse_cb", spy)
+    monkeypatch.setattr(parser.Parser, "__init__", spy)
     return blocks
 
 
-@VERSIONS
-def test_training_is_the_same_to_the_bit_but_blocks_that_are_alike_are_parsed_once(case, parsed, monkeypatch):
-    rows, weights = train(case)
-    kinds = len({digest for stage in range(4) for digest in digests(network_of(case), stage)})
-    assert len(parsed) == kinds < sum(DEPTHS)
+@pytest.mark.parametrize(
+    "keys",
+    [{"arch": "focal_own"}, {"arch": "focalv2_own"}, {"arch": "focalv2_own", "recompute": True}],
+    ids=["version 1", "version 2", "recompute"],
+)
+def test_training_is_the_same_to_the_bit_but_blocks_that_are_alike_are_parsed_once(keys, parsed, monkeypatch):
+    rows, state = train(**keys)
+    assert len(parsed) == 2
     parsed.clear()
     without_sharing(monkeypatch)
-    expected_rows, expected_weights = train(case)
-    assert len(parsed) == sum(DEPTHS)
+    expected_rows, expected_state = train(**keys)
+    assert len(parsed) == 3
     np.testing.assert_array_equal(rows, expected_rows)
-    assert len(weights) == len(expected_weights)
-    for weight, expected in zip(weights, expected_weights):
-        np.testing.assert_array_equal(weight, expected)
-
-
-@VERSIONS
-def test_recomputing_blocks_share_their_graph_and_train_the_same(case, monkeypatch):
-    rows, _ = train(case, recompute=True)
-    without_sharing(monkeypatch)
-    np.testing.assert_array_equal(rows, train(case, recompute=True)[0])
+    assert rows[0, 1] != rows[2, 1], "the weights have moved"
+    assert list(state) == list(expected_state)
+    for name, expected in expected_state.items():
+        np.testing.assert_array_equal(state[name], expected, err_msg=name)
 
 
 @VERSIONS
@@ -142,6 +141,15 @@ def test_a_folded_bias_keeps_blocks_apart_and_a_common_precision_does_not():
     assert len(set(digests(network))) == 1
     fold_position_bias(network.set_train(False))
     assert len(set(digests(network))) == DEPTHS[2]
+
+
+def test_blocks_share_in_training_only():
+    network = network_of("nano_v2")
+    block = network.layers[0].blocks[0]
+    assert block.cell_init_args == f"lazy_inline_{graph_digest(block)}"
+    assert block.no_inline is False
+    network.set_train(False)
+    assert not hasattr(block, "cell_init_args")
 
 
 def test_large_constants_are_alike_only_if_they_are_the_same_object():
