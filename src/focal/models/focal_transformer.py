@@ -19,6 +19,7 @@ from focal.models.focal_attention import AttentionBuilder
 from focal.models.gathers import GatherRows
 from focal.models.initialization import initialize
 from focal.models.layers import RANDOM_COUNTER, DropoutSource, DropPath, DropPathFactors, Mlp, PatchEmbed
+from focal.models.shared_graphs import SharesGraph
 from focal.models.stages import StageSettings, check_network
 from focal.models.window_pooling import WindowPooling
 
@@ -44,7 +45,7 @@ def create_model(config: Config) -> FocalTransformer:
     return network
 
 
-class FocalBlock(nn.Cell):
+class FocalBlock(SharesGraph):
     """Attention and MLP, each with LayerNorm before it and a residual connection around it.
 
     Padding tokens are zeros after the norm, as upstream; they are removed at the end of the stage. A

@@ -100,7 +100,8 @@ class DropoutSource:
 
     def dropout(self, name: str, rate: float) -> Dropout:
         """The dropout Cell called `name`, which its key is derived from."""
-        return Dropout(rate, zlib.crc32(f"{self.seed}/{name}".encode()) & 0x7FFFFFFF, self.counter)
+        key = zlib.crc32(f"{self.seed}/{name}".encode()) & 0x7FFFFFFF if rate else 0
+        return Dropout(rate, key, self.counter)
 
 
 class DropPathFactors(nn.Cell):
@@ -126,11 +127,11 @@ class DropPath(nn.Cell):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.rate = rate
+        self.drops = rate > 0.0  # all that the graph depends on, so that blocks of different rates can share one
         self.scale_samples = ScaleSamples()
 
     def construct(self, x: Tensor, factors: Optional[Tensor]) -> Tensor:
-        if self.rate == 0.0 or not self.training:
+        if not self.drops or not self.training:
             return x
         return self.scale_samples(x, factors)
 
