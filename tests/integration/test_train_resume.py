@@ -1,4 +1,7 @@
-"""A training killed at random steps and resumed is the training that was never stopped, to the last bit."""
+"""A training killed at random steps and resumed is the training that was never stopped, to the last bit.
+
+But for one, these trainings keep the compiled step from start to start (`compile_cache`), as who resumes often would.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def same_state(one, other):
 
 @pytest.mark.slow
 def test_killed_and_resumed_training_gives_the_same_losses(tmp_path):
-    config = make_workplace(tmp_path)
+    config = make_workplace(tmp_path, compile_cache=str(tmp_path / "cache"))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     with job(command(config, whole), tmp_path / "whole.log") as run:
         assert run.wait(300) == 0, run.output
@@ -49,7 +52,7 @@ def test_killed_and_resumed_training_gives_the_same_losses(tmp_path):
             run.end()
     with job(command(config, broken, resume="auto", save_steps=4), tmp_path / "last.log") as run:
         assert run.wait(300) == 0, run.output
-        assert "resumed from" in run.output
+        assert "resumed from" in run.output and "training step loaded from" in run.output
 
     print("never stopped:     ", expected)
     print("killed and resumed:", losses(broken))
@@ -60,7 +63,10 @@ def test_killed_and_resumed_training_gives_the_same_losses(tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_a_named_checkpoint_resumes(tmp_path):
-    """Accumulation, version 1 and another optimizer; stopped by Ctrl-C, then resumed by path into another folder."""
+    """Accumulation, version 1 and another optimizer; stopped by Ctrl-C, then resumed by path into another folder.
+
+    Each start compiles its step, as without `compile_cache`.
+    """
     config = make_workplace(
         tmp_path, arch="focal_mini", expand_sizes=[1, 1], batch_size=2, accumulation_step=2, optimizer="lamb", epochs=2
     )  # 12 updates an epoch
@@ -87,7 +93,7 @@ def test_an_unreadable_image_in_val_costs_no_epoch(tmp_path):
 
     Files and classes have names of any bytes.
     """
-    config = make_workplace(tmp_path, epochs=1, graph_mode=1)
+    config = make_workplace(tmp_path, epochs=1, compile_cache=str(tmp_path / "cache"))
     for split in ("train", "val"):
         folder = (tmp_path / "data" / split / "3").rename(tmp_path / "data" / split / 'it\'s "三"\n')
         for number, image in enumerate(sorted(folder.iterdir())):
@@ -113,7 +119,9 @@ def test_an_unreadable_image_in_val_costs_no_epoch(tmp_path):
 @pytest.mark.slow
 def test_a_killed_data_worker_ends_the_job_and_resuming_gives_the_same_losses(tmp_path):
     """Killed while the training waits for its batch, where MindSpore alone would have it wait for ever."""
-    config = make_workplace(tmp_path, worker_processes=True, batch_size=2, epochs=1)
+    config = make_workplace(
+        tmp_path, worker_processes=True, batch_size=2, epochs=1, compile_cache=str(tmp_path / "cache")
+    )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     with job(command(config, whole), tmp_path / "whole.log") as run:
         assert run.wait(300) == 0, run.output

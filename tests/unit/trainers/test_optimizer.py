@@ -5,7 +5,7 @@ from __future__ import annotations
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Parameter, ParameterTuple, Tensor
+from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from focal.trainers.optimizer import create_optimizer, layer_of, parameter_settings
 
@@ -13,20 +13,38 @@ NAMES = {"layers.0.blocks.0.attn.qkv.weight": (6, 4), "layers.0.blocks.0.attn.qk
 STEPS = 12
 
 
+class FromTensors(nn.Cell):
+    """An update from a gradient for each of NAMES: one graph, as in the step.
+
+    Gradients that come in a tuple would be constants of the graph, which would be compiled anew for each update.
+    """
+
+    def __init__(self, optimizer):
+        super().__init__(auto_prefix=False)
+        self.optimizer, self.buckets = optimizer, optimizer.buckets
+        names = [parameter.name for parameter in optimizer.buckets.parameters]
+        self.order = tuple(list(NAMES).index(name) for name in names)
+
+    def construct(self, first, second, third, finite):
+        gradients = (first, second, third)
+        ordered = (gradients[self.order[0]], gradients[self.order[1]], gradients[self.order[2]])
+        return self.optimizer(self.buckets(ordered), finite)
+
+
 def make(make_config, optimizer, rates, **overrides):
+    """Parameters, their optimizer, and what updates them."""
     config = make_config(optimizer=optimizer, weight_decay=0.1, **overrides)
     rng = np.random.default_rng(6)
     parameters = ParameterTuple(
         [Parameter(Tensor(rng.standard_normal(shape).astype(np.float32)), name=name) for name, shape in NAMES.items()]
     )
-    return parameters, create_optimizer(parameters, config.optim, config.model, np.asarray(rates))
+    made = create_optimizer(parameters, config.optim, config.model, np.asarray(rates))
+    step = FromTensors(made)
 
+    def update(gradients, finite):
+        step(*map(Tensor, gradients), Tensor(finite))
 
-def update(optimizer, gradients, finite):
-    """One step with a gradient for each of NAMES."""
-    by_name = dict(zip(NAMES, gradients))
-    tensors = tuple(Tensor(by_name[parameter.name]) for parameter in optimizer.buckets.parameters)
-    optimizer(optimizer.buckets(tensors), Tensor(finite))
+    return parameters, made, update
 
 
 def gradient_sequence():
@@ -63,10 +81,10 @@ FORMULAS = {
 @pytest.mark.parametrize("name", FORMULAS)
 def test_each_optimizer_follows_its_formula(make_config, name):
     rates = 0.01 * (1 + np.arange(STEPS))
-    parameters, optimizer = make(make_config, name, rates)
+    parameters, optimizer, update = make(make_config, name, rates)
     expected = [[p.asnumpy().astype(np.float64), 0.0, 0.0] for p in parameters]
     for t, gradients in enumerate(gradient_sequence(), start=1):
-        update(optimizer, gradients, True)
+        update(gradients, True)
         for i, (gradient, decay) in enumerate(zip(gradients, (0.1, 0.0, 0.1))):
             expected[i] = FORMULAS[name](expected[i][0], gradient, *expected[i][1:], t, rates[t - 1], decay)
         for parameter, state in zip(parameters, expected):
@@ -76,7 +94,7 @@ def test_each_optimizer_follows_its_formula(make_config, name):
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_a_skipped_step_changes_no_bit_and_does_not_count(make_config, name):
-    parameters, optimizer = make(make_config, name, np.full(STEPS, 0.01))
+    parameters, optimizer, update = make(make_config, name, np.full(STEPS, 0.01))
     zeros = [np.zeros(shape, np.float32) for shape in NAMES.values()]
     gradients = gradient_sequence()
 
@@ -86,9 +104,9 @@ def test_a_skipped_step_changes_no_bit_and_does_not_count(make_config, name):
 
     for updates in (0, 3):  # before the first update, and between
         for i in range(updates):
-            update(optimizer, gradients[i], True)
+            update(gradients[i], True)
         before = state()
-        update(optimizer, zeros, False)
+        update(zeros, False)
         after = state()
         assert all((after[name] == before[name]).all() for name in before)
         assert int(optimizer.step.asnumpy()) == updates
@@ -97,23 +115,23 @@ def test_a_skipped_step_changes_no_bit_and_does_not_count(make_config, name):
 def test_skipped_steps_leave_no_trace_in_later_ones(make_config):
     results = []
     for skips in (0, 2):
-        parameters, optimizer = make(make_config, "adamw", np.full(STEPS, 0.01))
+        parameters, _, update = make(make_config, "adamw", np.full(STEPS, 0.01))
         for row in gradient_sequence()[:4]:
             for _ in range(skips):
-                update(optimizer, [np.zeros_like(gradient) for gradient in row], False)
-            update(optimizer, row, True)
+                update([np.zeros_like(gradient) for gradient in row], False)
+            update(row, True)
         results.append([parameter.asnumpy() for parameter in parameters])
     assert all((a == b).all() for a, b in zip(*results))
 
 
 def test_the_schedule_moves_on_and_holds_its_last_rate(make_config):
     rates = [0.1, 0.2, 0.3]
-    _, optimizer = make(make_config, "momentum", rates)
+    _, optimizer, update = make(make_config, "momentum", rates)
     zeros = [np.zeros(shape, np.float32) for shape in NAMES.values()]
     seen = []
     for finite in (True, False, True, True, True):
         seen.append(float(optimizer.current_rate()))
-        update(optimizer, zeros, finite)
+        update(zeros, finite)
     assert seen == pytest.approx([0.1, 0.2, 0.3, 0.3, 0.3])
 
 
@@ -151,9 +169,9 @@ def test_parameters_of_the_tiny_network_belong_to_their_layers(name, layer):
 
 
 def test_layer_decay_scales_the_learning_rate_of_each_layer(make_config):
-    parameters, optimizer = make(make_config, "momentum", [0.1], layer_decay=0.5)
+    parameters, _, update = make(make_config, "momentum", [0.1], layer_decay=0.5)
     before = [parameter.asnumpy().copy() for parameter in parameters]
-    update(optimizer, [np.ones(shape, np.float32) for shape in NAMES.values()], True)
+    update([np.ones(shape, np.float32) for shape in NAMES.values()], True)
     top = 1 + 1 + 2 + 1 + 1  # blocks of the test network, and the head above
     for name, parameter, old in zip(NAMES, parameters, before):
         factor = 0.5 ** (top - layer_of(name, (1, 1, 2, 1)))
@@ -162,7 +180,7 @@ def test_layer_decay_scales_the_learning_rate_of_each_layer(make_config):
 
 
 def test_moments_are_named_after_their_parameter(make_config):
-    _, optimizer = make(make_config, "adamw", [0.1])
+    _, optimizer, _ = make(make_config, "adamw", [0.1])
     names = {name for buffer in optimizer.buffers() for name in buffer.shapes}
     assert names == {f"{moment}.{name}" for moment in ("moment1", "moment2") for name in NAMES}
     assert optimizer.step.dtype == ms.int32
