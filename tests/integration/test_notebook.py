@@ -16,6 +16,9 @@ from tests.integration.digits import write_digits
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPOSITORY / "notebooks" / "quickstart.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+# Of the notebook's network, the stage that it looks at.
+FIRST_STAGE = ["--depths", [1], "--num_heads", [1], "--focal_levels", [2], "--focal_windows", [5],
+               "--expand_sizes", [2], "--focal_stages", [0]]  # fmt: skip
 SOURCES = ["".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code"]
 
 
@@ -50,7 +53,7 @@ def test_the_cells_make_digits_train_look_and_predict(
     execute(setup, names)
     assert names["REPOSITORY"] == REPOSITORY
     names["FOLDER"] = tmp_path
-    names["TRAINING"] = ["--epochs", 2, "--warmup_length", 1, "--cool_length", 0, "--report", False]
+    names["TRAINING"] = ["--epochs", 2, "--warmup_length", 1, "--cool_length", 0, "--report", False, *FIRST_STAGE]
     write_digits(tmp_path / "digits", train=128, val=40, classes=10, size=64)  # few, and make_digits.py leaves them
 
     batch = execute(digits, names)
