@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from focal.config import load_config, to_flat_dict
 from scripts.make_digits import write_digits
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["--config", "configs/quickstart_digits.yaml", "--device_target", "CPU"]
 
 
 def run(*command, expect=0):
@@ -22,19 +23,34 @@ def run(*command, expect=0):
 
 
 @pytest.fixture(scope="module")
+def two_stages(tmp_path_factory):
+    """Configuration file with the first two stages of the quickstart's network, which most processes here compile."""
+    first = {"depths": [1, 1], "num_heads": [1, 2], "focal_levels": [2, 2], "focal_windows": [5, 3],
+             "expand_sizes": [2, 2], "focal_stages": [0, 1]}  # fmt: skip
+    path = tmp_path_factory.mktemp("config") / "two_stages.yaml"
+    path.write_text(yaml.safe_dump({**to_flat_dict(load_config(ROOT / "configs/quickstart_digits.yaml")), **first}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(two_stages):
+    """Flags of a job with that network."""
+    return ["--config", two_stages, "--device_target", "CPU"]
+
+
+@pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     return write_digits(str(tmp_path_factory.mktemp("data") / "digits"))
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """The quickstart's network, untrained; its weights need not be good, only the same everywhere."""
+def checkpoint(two_stages, tmp_path_factory):
+    """An untrained network; its weights need not be good, only the same everywhere."""
     from focal.checkpoint.files import write_checkpoint
     from focal.checkpoint.resume import Progress, make_meta
-    from focal.config import load_config
     from focal.models import create_model
 
-    config = load_config(ROOT / "configs/quickstart_digits.yaml", {"seed": 3})
+    config = load_config(two_stages, {"seed": 3})
     network = create_model(config)
     path = tmp_path_factory.mktemp("weights") / "network.ckpt"
     tensors = {p.name: p.asnumpy() for p in network.get_parameters() if p.name != "random_counter"}
@@ -45,13 +61,13 @@ def checkpoint(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
-def test_export_and_predict_agree_with_the_checkpoint(file_format, digits, checkpoint, tmp_path):
+def test_export_and_predict_agree_with_the_checkpoint(file_format, two_stages, digits, checkpoint, tmp_path):
     """In a folder of any name, with the settings of a job of eight devices; ONNX also with those of an Ascend.
 
     Each file states its network, preprocessing and class names; ONNX is run without a word about the device.
     """
     target = tmp_path / "a föld er" / f"net work.{file_format.lower()}"
-    job = ["--config", "configs/quickstart_digits.yaml", "--device_num", 8, "--node_num", 2, "--master_port", 8118]
+    job = ["--config", two_stages, "--device_num", 8, "--node_num", 2, "--master_port", 8118]
     printed = run(
         "export.py", *job, "--pretrained", checkpoint, "--file_format", file_format, "--file_name", target,
         "--data_url", digits, "--device_target", "Ascend" if file_format == "ONNX" else "CPU",
@@ -67,14 +83,13 @@ def test_export_and_predict_agree_with_the_checkpoint(file_format, digits, check
     assert "does not take images (3, 96, 96)" in error and "Traceback" not in error
 
 
-def test_a_file_whose_logits_differ_is_not_kept(digits, tmp_path, monkeypatch):
+def test_a_file_whose_logits_differ_is_not_kept(two_stages, digits, tmp_path, monkeypatch):
     """The comparison can fail: a network whose file computes something else is refused and leaves no file."""
-    from focal.config import load_config
     from focal.errors import UserError
     from focal.export import mindir as export
     from focal.models import create_model
 
-    config = load_config(ROOT / "configs/quickstart_digits.yaml", {"file_format": "ONNX"})
+    config = load_config(two_stages, {"file_format": "ONNX"})
     images = export.load_images(export.find_images(str(digits), 2), config)
     honest = export.write_onnx
 
@@ -100,26 +115,26 @@ def test_a_file_whose_logits_differ_is_not_kept(digits, tmp_path, monkeypatch):
         (["--data_url", "configs"], "data_url: configs holds no images"),
     ],
 )
-def test_mistakes_of_an_export_are_one_line_with_a_hint(flags, message, checkpoint, digits):
+def test_mistakes_of_an_export_are_one_line_with_a_hint(flags, message, small, checkpoint, digits):
     data = [] if "--data_url" in flags else ["--data_url", digits]
-    error = run("export.py", *SMALL, *data, "--pretrained", checkpoint, *flags, expect=2)
+    error = run("export.py", *small, *data, "--pretrained", checkpoint, *flags, expect=2)
     assert message in error and len([line for line in error.splitlines() if line.startswith("error:")]) == 1
 
 
-def test_a_missing_checkpoint_is_named(digits):
-    error = run("export.py", *SMALL, "--data_url", digits, "--pretrained", "no.ckpt", expect=2)
+def test_a_missing_checkpoint_is_named(small, digits):
+    error = run("export.py", *small, "--data_url", digits, "--pretrained", "no.ckpt", expect=2)
     assert "pretrained: no.ckpt does not exist" in error
 
 
-def test_mistakes_of_a_prediction_are_one_line_with_a_hint(digits, checkpoint, tmp_path):
+def test_mistakes_of_a_prediction_are_one_line_with_a_hint(small, digits, checkpoint, tmp_path):
     image = next((digits / "val" / "0").glob("*.png"))
-    flags = [*SMALL, "--pretrained", checkpoint]
+    flags = [*small, "--pretrained", checkpoint]
     assert "no image given" in run("scripts/predict.py", *flags, expect=2)
     assert "image: no.png does not exist" in run("scripts/predict.py", *flags, "no.png", expect=2)
-    assert "no model given" in run("scripts/predict.py", *SMALL, image, expect=2)
+    assert "no model given" in run("scripts/predict.py", *small, image, expect=2)
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a model")
-    assert "is not a complete ONNX file" in run("scripts/predict.py", *SMALL, "--pretrained", broken, image, expect=2)
+    assert "is not a complete ONNX file" in run("scripts/predict.py", *small, "--pretrained", broken, image, expect=2)
 
 
 def test_images_for_the_check_come_from_all_classes(digits):
