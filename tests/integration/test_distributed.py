@@ -212,8 +212,11 @@ def progress(place: Path, running: Job, name: str, update: int) -> None:
 
 @pytest.mark.slow
 def test_a_training_resumes_after_a_worker_was_killed_in_mid_epoch(place: Path) -> None:
-    """SIGKILL ends the whole job in time; resume continues with two devices, then with one."""
-    keys = {"script": "train.py", "batch_size": 2, "save_steps": 2, "epochs": 1000}
+    """SIGKILL ends the whole job in time; resume continues with two devices, then with one.
+
+    With two, each rank loads the step that it compiled for the first start.
+    """
+    keys = {"script": "train.py", "batch_size": 2, "save_steps": 2, "epochs": 1000, "compile_cache": place / "cache"}
     with job(train(place, "killed", device_num=2, **keys), place / "killed.out") as running:
         progress(place, running, "killed", update=5)
         killed = time.monotonic()
@@ -226,6 +229,7 @@ def test_a_training_resumes_after_a_worker_was_killed_in_mid_epoch(place: Path) 
 
     output = finish(train(place, "killed", device_num=2, resume="auto", max_steps=saved + 40, **keys), place / "on.out")
     assert "resumed from" in output and "order of the data is not" not in output
+    assert "training step loaded from" in output
     updates = [record["update"] for record in records(place, "killed") if record["kind"] == "train"]
     assert updates == list(range(1, saved + 41))  # none missing, none twice
 
@@ -239,6 +243,7 @@ def test_a_training_resumes_after_a_worker_was_killed_in_mid_epoch(place: Path) 
 def test_a_rank_that_hangs_ends_the_job(place: Path) -> None:
     """A stopped process neither fails nor answers: the others notice that no step ends."""
     keys = {"script": "train.py", "batch_size": 2, "save_steps": 2, "epochs": 1000, "step_timeout": 8}
+    keys["compile_cache"] = place / "cache"
     with job(train(place, "stuck", device_num=2, **keys), place / "stuck.out") as running:
         progress(place, running, "stuck", update=5)
         os.kill(running.pid_of("rank 1"), signal.SIGSTOP)
