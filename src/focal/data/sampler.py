@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +24,22 @@ REPLACEMENT = 3  # which samples may replace an unreadable one; index: the unrea
 DROP_PATH = 4  # drop path of one batch; index: the batch's number over all ranks
 
 
+class _Key(np.random.bit_generator.ISeedSequence):
+    """Philox takes its key from here. Given as `key`, it would ask the system for 128 random bits first, in vain."""
+
+    def __init__(self, *words: int) -> None:
+        self._words = words
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        assert n_words == len(self._words)
+        return np.array(self._words, dtype=dtype)
+
+
 def generator(seed: int, epoch: int, index: int, stream: int, copy: int = 0) -> np.random.Generator:
     """A random generator that depends on nothing but its five arguments (each in 0 .. 2^63 - 1)."""
     counter = np.array([0, index, epoch, stream], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(counter=counter, key=np.array([seed, copy], dtype=np.uint64)))
+    key: Any = _Key(seed, copy)
+    return np.random.Generator(np.random.Philox(key, counter=counter))
 
 
 @functools.lru_cache(maxsize=2)  # workers that read ahead are in two epochs at once

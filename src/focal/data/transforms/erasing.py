@@ -66,5 +66,7 @@ def erase(image: np.ndarray, rectangles: list[Box], mode: str, rng: np.random.Ge
 
 
 def _codes(values: np.ndarray) -> np.ndarray:
-    """The codes, as whole numbers in float32, that come closest to normalised values."""
-    return np.clip(np.rint(values * CODES_PER_UNIT + CODE_OF_ZERO), 0, 255)
+    """The codes, int16, that come closest to normalised values; `values` is overwritten."""
+    values *= CODES_PER_UNIT
+    values += CODE_OF_ZERO
+    return np.clip(np.rint(values, out=values).astype(np.int16), 0, 255)

@@ -16,6 +16,7 @@ Colour = tuple[int, int, int]
 
 # Rows that are shifted at a time: few enough for the intermediate arrays to stay in the processor's cache.
 _ROWS = 56
+_CHANNELS = 3
 
 
 def posterize(image: Image.Image, bits: int) -> Image.Image:
@@ -48,7 +49,7 @@ def shear_y(image: Image.Image, factor: float, resample: Image.Resampling, fill:
 
 def translate_x(image: Image.Image, fraction: float, resample: Image.Resampling, fill: Colour) -> Image.Image:
     """Output (x, y) shows input (x + fraction * width, y)."""
-    return _shift_rows(image, np.full(image.height, fraction * image.width), resample, fill)
+    return _shift_rows(image, np.array([fraction * image.width]), resample, fill)
 
 
 def translate_y(image: Image.Image, fraction: float, resample: Image.Resampling, fill: Colour) -> Image.Image:
@@ -64,41 +65,64 @@ def _transposed(
 
 
 def _shift_rows(image: Image.Image, shift_H: np.ndarray, resample: Image.Resampling, fill: Colour) -> Image.Image:
-    """Output (x, y) shows input (x + shift_H[y], y), interpolated along x; beyond the image it shows `fill`."""
-    pixels_HWC = np.asarray(image)
-    height, width, channels = pixels_HWC.shape
+    """Output (x, y) shows input (x + shift_H[y], y), interpolated along x; beyond the image it shows `fill`.
+
+    If all rows are shifted alike, one entry of `shift_H` is enough.
+    """
+    width, height = image.size
     # A row that is shifted by more than its width has left the image, however far it went.
     shift_H = np.clip(shift_H, -width - 1, width + 1)
     whole_H = np.floor(shift_H).astype(np.int64)
     weights = _tap_weights((shift_H - whole_H).astype(np.float32), resample)
 
-    # Repeat the edge pixels on both sides, so that one slice per row holds the taps of all its outputs.
-    taps = len(weights)
-    left, right = max(-int(whole_H.min()), 0) + taps, max(int(whole_H.max()), 0) + taps
-    padded = np.empty((height, left + width + right, channels), dtype=np.uint8)
-    padded[:, left : left + width] = pixels_HWC
-    padded[:, :left] = pixels_HWC[:, :1]
-    padded[:, left + width :] = pixels_HWC[:, -1:]
-    windows = _windows(padded.reshape(height, -1), (width + taps - 1) * channels)
-    starts_H = (whole_H + left + 1 - taps // 2) * channels
-
-    moved = np.empty((height, width * channels), dtype=np.uint8)
-    for top in range(0, height, _ROWS):
-        rows = slice(top, min(top + _ROWS, height))
-        values = windows[np.arange(rows.start, rows.stop), starts_H[rows]].astype(np.float32)
-        total = weights[0, rows] * values[:, : width * channels]
-        product = np.empty_like(total)
-        for tap in range(1, taps):
-            start = tap * channels
-            np.multiply(weights[tap, rows], values[:, start : start + width * channels], out=product)
-            total += product
-        moved[rows] = np.clip(total, 0, 255, out=total)  # truncates, as Pillow does
-    moved = moved.reshape(pixels_HWC.shape)
-
-    column = np.arange(width)
+    # Position j of a row lies between pixels j and j + 1, so that output x shows position x + whole_H. Those from -1 to
+    # width - 1 show the image; `left` and `right` say how far outputs reach beyond.
+    left, right = max(-int(whole_H.min()), 1), max(int(whole_H.max()), 1)
+    positions = np.empty((height, left + width + right, _CHANNELS), dtype=np.uint8)
+    positions.reshape(height, -1)[:] = np.tile(np.array(fill, np.uint8), left + width + right)
+    _interpolate_rows(np.asarray(image), weights, positions[:, left - 1 : left + width])
+    # Of the outermost two, a row shows the one that is no further than half a pixel from the centre of a pixel.
     first_H, end_H = np.ceil(-0.5 - shift_H), np.ceil(width - 0.5 - shift_H)
-    moved[(column < first_H[:, None]) | (column >= end_H[:, None])] = fill
-    return Image.fromarray(moved)
+    for position, shown_H in ((-1, first_H <= -1 - whole_H), (width - 1, width - 1 - whole_H < end_H)):
+        pixels_HC = positions[:, left + position]
+        pixels_HC[:] = np.where(shown_H[:, None], pixels_HC, np.array(fill, np.uint8))
+
+    windows = _windows(positions.reshape(height, -1), width * _CHANNELS)
+    moved = windows[np.arange(height), (left + whole_H) * _CHANNELS]
+    return Image.frombytes("RGB", image.size, moved)
+
+
+def _interpolate_rows(pixels_HWC: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
+    """Write positions -1 .. W - 1 of each row into `out`, uint8 (H, W + 1, 3); edge pixels are repeated on both sides.
+
+    Args:
+        pixels_HWC: uint8.
+        weights: float32, (taps, H, 1), or (taps, 1, 1) if they are the same for all rows.
+    """
+    height, width, channels = pixels_HWC.shape
+    taps, count = len(weights), min(_ROWS, height)
+    weights = np.broadcast_to(weights, (taps, height, 1))
+    # NumPy is twice as fast on contiguous arrays, so the pixels repeated at the ends of rows are multiplied too, and a
+    # tap is an offset into all rows at once, at which the last row ends a few zeros late.
+    row = (width + taps) * channels
+    source = np.zeros(count * row + taps * channels, dtype=np.float32)
+    values = [source[tap * channels :][: count * row].reshape(count, row) for tap in range(taps)]
+    padded = values[0].reshape(count, width + taps, channels)
+    # Not two halves of one array, which NumPy's additions would take for overlapping, and be four times as slow.
+    total, product = np.empty((count, row), np.float32), np.empty((count, row), np.float32)
+    side = taps // 2
+    for top in range(0, height, _ROWS):
+        count = min(_ROWS, height - top)
+        rows = slice(top, top + count)
+        padded[:count, side : side + width] = pixels_HWC[rows]
+        padded[:count, :side] = pixels_HWC[rows, :1]
+        padded[:count, side + width :] = pixels_HWC[rows, -1:]
+        np.multiply(weights[0, rows], values[0][:count], out=total[:count])
+        for tap in range(1, taps):
+            np.multiply(weights[tap, rows], values[tap][:count], out=product[:count])
+            total[:count] += product[:count]
+        whole = np.clip(total[:count].astype(np.int16), 0, 255)  # truncated, as in Pillow
+        out[rows] = whole.reshape(count, -1, channels)[:, : width + 1]
 
 
 def _windows(rows: np.ndarray, span: int) -> np.ndarray:
