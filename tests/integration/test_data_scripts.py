@@ -89,12 +89,14 @@ def test_show_batch_saves_a_picture(folder: Path, tmp_path: Path) -> None:
 def test_benchmark_of_data_writes_json_even_with_unreadable_images(damaged: Path, tmp_path: Path) -> None:
     keys = ["--data_url", str(damaged), "--num_classes", "2", "--image_size", "32", "--batch_size", "4"]
     keys += ["--num_parallel_workers", "2", "--device_target", "CPU", "--json", "speed.json"]
-    done = script("benchmark.py", "data", *keys, "--images", "32", "--stage_images", "8", cwd=tmp_path)
+    peer = ["--peer", f"{sys.executable} -c \"print('images_per_second: 2.0')\""]
+    done = script("benchmark.py", "data", *keys, *peer, "--images", "32", "--stage_images", "8", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "speed.json").read_text())
     assert set(result["stages_images_per_second"]) == {"decode+crop", "augment", "erase", "targets"}
     assert all(rate > 0 for rate in result["stages_images_per_second"].values())
     assert result["images_per_second"] > 0 and "whole pipeline" in done.stdout
+    assert result["ratio_to_peer"] == result["images_per_second"] / 2 and "ratio " in done.stdout
     typo = script("benchmark.py", "data", *keys, "--imags", "3")
     assert typo.returncode == 2 and "imags" in typo.stderr
 

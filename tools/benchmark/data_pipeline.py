@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import statistics
 import time
 from pathlib import Path
 from typing import Any, Callable
@@ -22,6 +23,7 @@ from focal.data.folder import ImageSource
 from focal.data.layout import DataLayout
 from focal.data.transforms.pipeline import TrainTransforms
 from focal.errors import UserError
+from tools.benchmark.timing import run_peer
 
 logger = logging.getLogger("focal")
 
@@ -29,12 +31,16 @@ logger = logging.getLogger("focal")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=4096, help="images for the whole pipeline")
     parser.add_argument("--stage_images", type=int, default=512, help="images for each single stage")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds; with --peer they alternate (default: 1)")
+    parser.add_argument("--peer", metavar="COMMAND", help="a command that prints `images_per_second: N`")
 
 
 def run(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure and log a table; returns the figures, which are also written to `--json` if it is given."""
     if min(arguments.images, arguments.stage_images) < 1:
         raise UserError(f"images: {arguments.images} and {arguments.stage_images} must be at least 1")
+    if arguments.rounds < 1:
+        raise UserError(f"rounds: {arguments.rounds} must be at least 1")
     layout = check_data(config, config.data.data_url, splits=("train",))
     config = with_classes_of(layout, config)
     result: dict[str, Any] = {
@@ -46,7 +52,7 @@ def run(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         "worker_processes": config.data.worker_processes,
         "cpus": os.cpu_count(),
         "stages_images_per_second": measure_stages(config, layout, arguments.stage_images),
-        "images_per_second": measure_pipeline(config, layout, arguments.images),
+        **measure_rounds(config, layout, arguments),
     }
     kind = "processes" if config.data.worker_processes else "threads"
     for stage, rate in result["stages_images_per_second"].items():
@@ -54,6 +60,9 @@ def run(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     logger.info(
         "%-22s %8.0f images/s with %d %s", "whole pipeline", result["images_per_second"], result["workers"], kind
     )
+    if arguments.peer:
+        logger.info("%-22s %8.0f images/s", "peer", result["peer_images_per_second"])
+        logger.info("%-22s %8.2f (%.2f to %.2f)", "ratio", result["ratio_to_peer"], *result["ratio_to_peer_range"])
     if config.run.json:
         Path(config.run.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
@@ -114,6 +123,25 @@ def _seconds(function: Callable[[int], None], count: int) -> float:
     for index in range(count):
         function(index)
     return time.perf_counter() - start
+
+
+def measure_rounds(config: Config, layout: DataLayout, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Medians over `rounds` measurements of the pipeline, each followed by one of the peer if there is one.
+
+    The ratio to the peer is the median of the rounds' ratios, since a machine's speed may change from round to round.
+    """
+    rates, peer = [], []
+    for _ in range(arguments.rounds):
+        rates.append(measure_pipeline(config, layout, arguments.images))
+        if arguments.peer:
+            peer.append(run_peer(arguments.peer))
+    result: dict[str, Any] = {"images_per_second": statistics.median(rates)}
+    if peer:
+        ratios = [ours / other for ours, other in zip(rates, peer)]
+        result["peer_images_per_second"] = statistics.median(peer)
+        result["ratio_to_peer"] = statistics.median(ratios)
+        result["ratio_to_peer_range"] = [min(ratios), max(ratios)]
+    return result
 
 
 def measure_pipeline(config: Config, layout: DataLayout, images: int) -> float:
