@@ -97,7 +97,7 @@ class LayerNorm(nn.LayerNorm, AscendForm, CpuForm):
     """nn.LayerNorm over the channels with PyTorch's epsilon."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__((channels,), epsilon=1e-5)
+        super().__init__((channels,), epsilon=1e-5)  # type: ignore[call-arg]  # for mypy, MindSpore has no types
         self.for_ascend = has_newer_kernels()
         self.for_cpu = ms.get_context("device_target") == "CPU"
         self.normalize = LayerNormExt()
