@@ -1,6 +1,6 @@
 """A training killed at random steps and resumed is the training that was never stopped, to the last bit.
 
-But for one, these trainings keep the compiled step from start to start (`compile_cache`), as who resumes often would.
+All but one of these trainings keep the compiled step from start to start (`compile_cache`).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def float16_products(session: Session) -> bool:
 def jit_levels(session: Session) -> list[str]:
     """What is measured: auto first, then the levels that it may be compared with on this chip."""
     if session.target != "Ascend":
-        return ["auto"]  # a CPU ignores the level
+        return ["auto"]  # the levels are those of an Ascend
     chosen = session.figure("MindSpore", "jit_level", "")
     # Graph kernels (O1) are made for Atlas A2 and later.
     return ["auto", *(level for level in ("O0", "O1", "O2") if level != chosen

@@ -40,7 +40,7 @@ class RunConfig:
     jit_level: str = key(
         "auto",
         "How MindSpore compiles for an Ascend: kernel by kernel (O0), with fused kernels (O1) or one whole graph (O2); "
-        "auto takes what suits the chip. On a CPU, O1 fuses elementwise operations.",
+        "auto takes what suits the chip. On a CPU, O1 fuses elementwise operations and auto does not.",
         choices=("auto", "O0", "O1", "O2"),
         may_change=True,
     )

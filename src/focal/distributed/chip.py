@@ -59,7 +59,7 @@ def resolve_jit_level(setting: str, chip: str) -> str:
 
     Args:
         setting: the configuration's: auto, O0, O1 or O2.
-        chip: as `ascend_chip` names it; "" on a CPU or GPU. What O1 means there, see `cpu_graph_kernels`.
+        chip: as `ascend_chip` names it; "" on a CPU or GPU. On a CPU, O1 turns on `cpu_graph_kernels`.
     """
     if setting != "auto":
         return setting

@@ -25,8 +25,8 @@ _FLAGS = f"--opt_level=2 --enable_cluster_ops_only={','.join(FUSED)}"
 def use_graph_kernels() -> None:
     """Have this process fuse elementwise operations in what it compiles from now on.
 
-    Kernels are kept in a folder that is removed when the process ends, or in MS_COMPILER_CACHE_PATH if that is set;
-    MS_DEV_GRAPH_KERNEL_FLAGS replaces the choice of operations.
+    Kernels are kept in a temporary folder, which is removed when the process ends by itself, or in
+    MS_COMPILER_CACHE_PATH if that is set; MS_DEV_GRAPH_KERNEL_FLAGS replaces the choice of operations.
 
     Raises:
         UserError: AKG or the package that it needs is missing.

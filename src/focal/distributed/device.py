@@ -168,6 +168,10 @@ def _set_compilation(run: RunConfig) -> str:
 
     level = resolve_jit_level(run.jit_level, ascend_chip() if run.device_target == "Ascend" else "")
     if level == "O1" and run.device_target == "CPU":
+        if run.compile_cache is not None:
+            raise UserError(
+                "compile_cache: cannot keep the graph kernels of jit_level O1 on a CPU; omit one of the two"
+            )
         use_graph_kernels()
     if level:
         # For the whole process, and so for the Cell that sink mode calls as well: `ms.data_sink` takes a batch from the

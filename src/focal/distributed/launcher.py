@@ -128,8 +128,8 @@ class _Job:
         if run.node_rank == 0:
             check_port(host, port)
             self.scheduler = self._spawn("scheduler", SCHEDULER_COMMAND, scheduler_environment(common))
-        # Each rank that computes on the CPU keeps as many threads busy as it sees cores: ranks that see the same cores
-        # hinder each other, to a third of the speed.
+        # A rank that computes on the CPU keeps as many threads busy as it sees cores; ranks that see the same cores wait
+        # for each other's.
         cores = processes.core_shares(local_size) if run.device_target == "CPU" else [None] * local_size
         for local_rank in range(local_size):
             rank = run.node_rank * local_size + local_rank

@@ -26,23 +26,22 @@ def die_with_parent() -> None:
 
 
 def core_shares(count: int) -> list[Optional[set[int]]]:
-    """This process's cores in `count` equal shares, one for each child; None, for all of them, if they are too few.
+    """This process's cores in `count` shares, one for each child, that differ by one core at most.
 
-    Cores that are left over go to none. Where the system cannot tie a process to cores (macOS), each share is None.
+    Each share is None, for all cores, if there are too few, or where the system cannot tie a process to cores (macOS).
     """
-    if not hasattr(os, "sched_getaffinity"):
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(cores) < count:
         return [None] * count
-    cores = sorted(os.sched_getaffinity(0))
-    size = len(cores) // count
-    if size == 0:
-        return [None] * count
-    return [set(cores[index * size : (index + 1) * size]) for index in range(count)]
+    bounds = [len(cores) * index // count for index in range(count + 1)]
+    return [set(cores[start:end]) for start, end in zip(bounds, bounds[1:])]
 
 
 def prepare_child(cores: Optional[set[int]] = None) -> None:
     """Run in a new child before its program: tie it to `cores`, and have it die with its parent."""
     if cores is not None:
-        os.sched_setaffinity(0, cores)
+        with contextlib.suppress(OSError):  # a container may forbid it; the child is slower then
+            os.sched_setaffinity(0, cores)
     die_with_parent()
 
 

@@ -99,7 +99,6 @@ class LayerNorm(nn.LayerNorm, AscendForm, CpuForm):
     def __init__(self, channels: int) -> None:
         super().__init__((channels,), epsilon=1e-5)  # type: ignore[call-arg]  # for mypy, MindSpore has no types
         self.for_ascend = has_newer_kernels()
-        self.for_cpu = ms.get_context("device_target") == "CPU"
         self.normalize = LayerNormExt()
         self.normalize_rows = LayerNormOfRows(channels, self.epsilon)
 
@@ -107,5 +106,5 @@ class LayerNorm(nn.LayerNorm, AscendForm, CpuForm):
         if self.for_ascend:
             return self.normalize(x, self.normalized_shape, self.gamma, self.beta, self.epsilon)[0]
         if self.for_cpu:
-            return self.normalize_rows(x, self.gamma, self.beta)[0]
+            return self.normalize_rows(x, self.gamma.astype(x.dtype), self.beta.astype(x.dtype))[0]
         return super().construct(x)

@@ -22,8 +22,13 @@ from mindspore.ops import Primitive
 
 LARGE_BYTES = 1 << 16  # larger constants are told apart by identity; the tables of attention are shared between blocks
 
-# MindSpore's own book-keeping, with counters and addresses in it.
-BOOK_KEEPING = frozenset(vars(nn.Cell())) | {"_cell_init_args"}
+# Attributes of a Cell that say nothing of its graph: names, counters, what MindSpore keeps between compilations; and
+# children and parameters, which are looked at by themselves.
+NOT_OF_THE_GRAPH = frozenset((
+    "_cell_init_args", "_cells", "_compile_cache", "_compile_phase", "_compiled", "_create_time", "_exist_names",
+    "_exist_objs", "_id", "_init_flag", "_is_check_and_refresh", "_jit_graph_name", "_lazy_construct_sig",
+    "_param_prefix", "_params", "_phase", "_phase_cache", "arguments_key",
+))  # fmt: skip
 
 
 class SharesGraph(nn.Cell):
@@ -36,7 +41,10 @@ class SharesGraph(nn.Cell):
         """Read by MindSpore's parser; Cells share if they have this attribute, with the prefix, and it is equal."""
         if not self.training:
             raise AttributeError("cell_init_args")
-        return f"lazy_inline_{graph_digest(self)}"
+        try:
+            return f"lazy_inline_{graph_digest(self)}"
+        except AttributeError as error:  # it would be taken for a Cell that does not share
+            raise RuntimeError(f"no digest of {type(self).__name__}") from error
 
 
 def graph_digest(cell: nn.Cell) -> str:
@@ -53,7 +61,7 @@ def _facts(value: Any) -> str:
     if isinstance(value, (Tensor, np.ndarray)):
         return f"{type(value).__name__} {value.dtype} {value.shape} {_content(value)}"
     if isinstance(value, nn.Cell):
-        held = {name: entry for name, entry in vars(value).items() if name not in BOOK_KEEPING}
+        held = {name: entry for name, entry in vars(value).items() if name not in NOT_OF_THE_GRAPH}
         children, parameters = _facts(dict(value._cells)), _facts(dict(value._params))
         return f"{type(value)} {_facts(held)} {children} {parameters}"
     if isinstance(value, Primitive):

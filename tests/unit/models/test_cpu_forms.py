@@ -11,6 +11,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from scipy import stats
 from scipy.special import expit, ndtr
 
+from focal.models.ascend_forms import LayerNorm
 from focal.models.cpu_forms import (
     _LOGIT_POLYNOMIAL,
     AddToSamples,
@@ -77,6 +78,25 @@ def test_the_gradient_of_layer_norm_equals_the_formula(offset):
     np.testing.assert_allclose(found[0], dx.reshape(x.shape), atol=tolerance)
     np.testing.assert_allclose(found[1], (drows * normalised).sum(0), atol=10 * tolerance)
     np.testing.assert_allclose(found[2], drows.sum(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [ms.float32, ms.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_both_forms_of_layer_norm_have_the_same_gradients(dtype, frozen):
+    x, dout = Tensor(random(2, 3, 40)).astype(dtype), Tensor(random(2, 3, 40)).astype(dtype)
+    results = []
+    for on_cpu in (True, False):
+        norm = LayerNorm(40)
+        use_cpu_forms(norm, on_cpu)
+        norm.gamma.set_data(Tensor(random(40)))
+        norm.gamma.requires_grad = not frozen
+        gradient = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)(norm, norm.trainable_params())
+        (dx,), parameters = gradient(x, dout)
+        assert dx.dtype == dtype and len(parameters) == (1 if frozen else 2)
+        results.append([array.astype(ms.float32).asnumpy() for array in (dx, *parameters)])
+    tolerance = 1e-5 if dtype == ms.float32 else 1e-2
+    for found, expected in zip(*results):
+        np.testing.assert_allclose(found, expected, atol=tolerance)
 
 
 class FirstOutput(nn.Cell):

@@ -106,6 +106,8 @@ CHANGES = {
     "number": lambda block: setattr(block.attn.windowed_products, "scale", 0.5),
     "number format": lambda block: block.mlp.fc1.to_float(ms.float16),
     "evaluation": lambda block: block.set_train(False),
+    "evaluation of a child": lambda block: setattr(block.mlp, "training", False),
+    "recomputation of a child": lambda block: block.mlp.recompute(),
     "no drop path": lambda block: setattr(block.drop_path1, "drops", False),
     "constant": lambda block: setattr(block, "is_token", Tensor(np.ones((1, 4, 1), np.float32))),
     "operator": lambda block: setattr(block.attn.windowed_products, "softmax", ms.ops.Softmax(-2)),

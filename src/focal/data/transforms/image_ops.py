@@ -1,8 +1,7 @@
 """Operations of RandAugment on 8-bit RGB Pillow images that Pillow does not have. Nothing here is random.
 
 Shear and translation shift each row (or column) by some offset, so a one-dimensional interpolation is enough. In NumPy
-this takes less than half the time of Pillow's general affine transform, whose taps, weights, borders and truncation it
-repeats.
+this is quicker than Pillow's general affine transform, whose taps, weights, borders and truncation it repeats.
 """
 
 from __future__ import annotations
@@ -103,12 +102,12 @@ def _interpolate_rows(pixels_HWC: np.ndarray, weights: np.ndarray, out: np.ndarr
     taps, count = len(weights), min(_ROWS, height)
     weights = np.broadcast_to(weights, (taps, height, 1))
     # NumPy is twice as fast on contiguous arrays, so the pixels repeated at the ends of rows are multiplied too, and a
-    # tap is an offset into all rows at once, at which the last row ends a few zeros late.
+    # tap is an offset into all rows at once, and the last row then reads a few zeros behind its end.
     row = (width + taps) * channels
     source = np.zeros(count * row + taps * channels, dtype=np.float32)
     values = [source[tap * channels :][: count * row].reshape(count, row) for tap in range(taps)]
     padded = values[0].reshape(count, width + taps, channels)
-    # Not two halves of one array, which NumPy's additions would take for overlapping, and be four times as slow.
+    # Two arrays: additions between two halves of one array took four times as long.
     total, product = np.empty((count, row), np.float32), np.empty((count, row), np.float32)
     side = taps // 2
     for top in range(0, height, _ROWS):
