@@ -25,7 +25,7 @@ DROP_PATH = 4  # drop path of one batch; index: the batch's number over all rank
 
 
 class _Key(np.random.bit_generator.ISeedSequence):
-    """Philox takes its key from here. Given as `key`, it would first ask the system for 128 random bits and not use them."""
+    """Philox takes its key from here. Given as `key`, it would first ask the system for 128 unused random bits."""
 
     def __init__(self, *words: int) -> None:
         self._words = words

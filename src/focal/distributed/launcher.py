@@ -128,8 +128,7 @@ class _Job:
         if run.node_rank == 0:
             check_port(host, port)
             self.scheduler = self._spawn("scheduler", SCHEDULER_COMMAND, scheduler_environment(common))
-        # A rank that computes on the CPU keeps as many threads busy as it sees cores; ranks that see the same cores wait
-        # for each other's.
+        # A rank that computes on the CPU keeps a thread busy for each core that it sees: no core is for two ranks.
         cores = processes.core_shares(local_size) if run.device_target == "CPU" else [None] * local_size
         for local_rank in range(local_size):
             rank = run.node_rank * local_size + local_rank

@@ -27,7 +27,7 @@ LARGE_BYTES = 1 << 16  # larger constants are told apart by identity; the tables
 NOT_OF_THE_GRAPH = frozenset((
     "_cell_init_args", "_cells", "_compile_cache", "_compile_phase", "_compiled", "_create_time", "_exist_names",
     "_exist_objs", "_id", "_init_flag", "_is_check_and_refresh", "_jit_graph_name", "_lazy_construct_sig",
-    "_param_prefix", "_params", "_phase", "_phase_cache", "arguments_key",
+    "_param_prefix", "_params", "_phase", "_phase_cache", "_scope", "arguments_key",
 ))  # fmt: skip
 
 
@@ -61,7 +61,10 @@ def _facts(value: Any) -> str:
     if isinstance(value, (Tensor, np.ndarray)):
         return f"{type(value).__name__} {value.dtype} {value.shape} {_content(value)}"
     if isinstance(value, nn.Cell):
-        held = {name: entry for name, entry in vars(value).items() if name not in NOT_OF_THE_GRAPH}
+        held = {
+            name: entry for name, entry in vars(value).items() if name not in NOT_OF_THE_GRAPH and not _is_unset(entry)
+        }
+        held["recompute"] = str(value._scope).startswith("recompute_")  # else the scope is the Cell's place and name
         children, parameters = _facts(dict(value._cells)), _facts(dict(value._params))
         return f"{type(value)} {_facts(held)} {children} {parameters}"
     if isinstance(value, Primitive):
@@ -73,6 +76,11 @@ def _facts(value: Any) -> str:
     if value is None or isinstance(value, (bool, int, float, str, ms.Type)):
         return repr(value)
     return f"object {id(value)}"
+
+
+def _is_unset(entry: Any) -> bool:
+    """MindSpore makes empty tables of hooks out of None while it compiles."""
+    return entry is None or (isinstance(entry, dict) and not entry)
 
 
 def _content(array: Any) -> str:
