@@ -27,7 +27,7 @@ LARGE_BYTES = 1 << 16  # larger constants are told apart by identity; the tables
 NOT_OF_THE_GRAPH = frozenset((
     "_cell_init_args", "_cells", "_compile_cache", "_compile_phase", "_compiled", "_create_time", "_exist_names",
     "_exist_objs", "_id", "_init_flag", "_is_check_and_refresh", "_jit_graph_name", "_lazy_construct_sig",
-    "_param_prefix", "_params", "_phase", "_phase_cache", "_scope", "arguments_key",
+    "_param_prefix", "_params", "_phase", "_phase_cache", "_recompute_cell", "_scope", "arguments_key",
 ))  # fmt: skip
 
 
