@@ -39,7 +39,7 @@ def main() -> int:
     with open_storage(config, device, unknown) as storage:
         logger.info("rank %d of %d is ready", device.rank, device.world_size)
         if behaviour == "collectives":
-            report(config, device, {**collectives(device), "cores": sorted(os.sched_getaffinity(0))})
+            report(config, device, collectives(device))
         elif behaviour == "moxing_dies":
             die_with_results(device, storage)
         elif "moxing" in behaviour:

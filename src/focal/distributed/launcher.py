@@ -6,7 +6,6 @@ PATH, without waiting unless asked, and with the whole script run once more in t
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import signal
@@ -128,18 +127,14 @@ class _Job:
         if run.node_rank == 0:
             check_port(host, port)
             self.scheduler = self._spawn("scheduler", SCHEDULER_COMMAND, scheduler_environment(common))
-        # A rank that computes on the CPU keeps a thread busy for each core that it sees: no core is for two ranks.
-        cores = processes.core_shares(local_size) if run.device_target == "CPU" else [None] * local_size
         for local_rank in range(local_size):
             rank = run.node_rank * local_size + local_rank
             environment = worker_environment(common, rank, run.device_id + local_rank)
-            self.workers.append(self._spawn(f"rank {rank}", self.command, environment, cores[local_rank]))
+            self.workers.append(self._spawn(f"rank {rank}", self.command, environment))
         first, last = self.workers[0].name, self.workers[-1].name
         logger.info("started %s to %s; scheduler %s:%d; logs in %s", first, last, host, port, self.log_folder)
 
-    def _spawn(
-        self, name: str, command: Sequence[str], environment: dict[str, str], cores: Optional[set[int]] = None
-    ) -> Worker:
+    def _spawn(self, name: str, command: Sequence[str], environment: dict[str, str]) -> Worker:
         log = self.log_folder / f"{name.replace('rank ', 'worker_')}.log"
         start = log.stat().st_size if log.exists() else 0
         with open(log, "ab") as stream:
@@ -150,7 +145,7 @@ class _Job:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a group of its own: ended with its children; Ctrl-C is passed on by us
-                preexec_fn=functools.partial(processes.prepare_child, cores),
+                preexec_fn=processes.die_with_parent,
             )
         return Worker(name, process, log, start)
 

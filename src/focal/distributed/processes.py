@@ -25,26 +25,6 @@ def die_with_parent() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def core_shares(count: int) -> list[Optional[set[int]]]:
-    """This process's cores in `count` shares, one for each child, that differ by one core at most.
-
-    Each share is None, for all cores, if there are too few, or where the system cannot tie a process to cores (macOS).
-    """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if len(cores) < count:
-        return [None] * count
-    bounds = [len(cores) * index // count for index in range(count + 1)]
-    return [set(cores[start:end]) for start, end in zip(bounds, bounds[1:])]
-
-
-def prepare_child(cores: Optional[set[int]] = None) -> None:
-    """Run in a new child before its program: tie it to `cores`, and have it die with its parent."""
-    if cores is not None:
-        with contextlib.suppress(OSError):  # a container may forbid it; the child is slower then
-            os.sched_setaffinity(0, cores)
-    die_with_parent()
-
-
 def end_groups(processes: Sequence[subprocess.Popen], timeout: float = 10.0) -> None:
     """Kill the process groups of `processes`, each of which was started in its own session, with all their children.
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from focal.distributed.processes import Follower, core_shares, last_lines, prepare_child
+from focal.distributed.processes import Follower, last_lines
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 NOTE = b"[INFO] DISTRIBUTED(1,2,python): connected\n"
@@ -78,28 +76,3 @@ def test_a_log_that_is_removed_is_followed_to_its_end(tmp_path: Path, capfdbinar
         follower.copy_new()
     assert capfdbinary.readouterr().out == b"one\ntwo\n"
     assert last_lines(log, 0, 3) == []
-
-
-@pytest.mark.parametrize(
-    ("cores", "count", "shares"),
-    [
-        ({0, 1, 2, 3}, 2, [{0, 1}, {2, 3}]),
-        ({1, 4, 5, 7, 9}, 2, [{1, 4}, {5, 7, 9}]),
-        ({0, 1}, 2, [{0}, {1}]),
-        ({0, 1}, 3, [None, None, None]),
-    ],
-    ids=["two_each", "two_and_three", "one_each", "too_few"],
-)
-def test_cores_are_shared_out_equally(
-    monkeypatch: pytest.MonkeyPatch, cores: set[int], count: int, shares: list[set[int]]
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: cores)
-    assert core_shares(count) == shares
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="with one core there is nothing to choose")
-def test_a_child_runs_on_the_cores_that_it_is_given() -> None:
-    core = min(os.sched_getaffinity(0))
-    command = [sys.executable, "-c", "import os; print(sorted(os.sched_getaffinity(0)))"]
-    out = subprocess.check_output(command, text=True, preexec_fn=functools.partial(prepare_child, {core}))
-    assert out.strip() == f"[{core}]"
