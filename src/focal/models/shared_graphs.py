@@ -27,7 +27,7 @@ LARGE_BYTES = 1 << 16  # larger constants are told apart by identity; the tables
 NOT_OF_THE_GRAPH = frozenset((
     "_cell_init_args", "_cells", "_compile_cache", "_compile_phase", "_compiled", "_create_time", "_exist_names",
     "_exist_objs", "_id", "_init_flag", "_is_check_and_refresh", "_jit_graph_name", "_lazy_construct_sig",
-    "_param_prefix", "_params", "_phase", "_phase_cache", "_recompute_cell", "_scope", "arguments_key",
+    "_param_prefix", "_params", "_phase", "_phase_cache", "_scope", "arguments_key",
 ))  # fmt: skip
 
 
@@ -65,7 +65,8 @@ def _facts(value: Any) -> str:
             name: entry for name, entry in vars(value).items() if name not in NOT_OF_THE_GRAPH and not _is_unset(entry)
         }
         held["recompute"] = str(value._scope).startswith("recompute_")  # else the scope is the Cell's place and name
-        children, parameters = _facts(dict(value._cells)), _facts(dict(value._params))
+        children = _facts({name: cell for name, cell in value._cells.items() if name != "_recompute_cell"})
+        parameters = _facts(dict(value._params))
         return f"{type(value)} {_facts(held)} {children} {parameters}"
     if isinstance(value, Primitive):
         return f"{type(value)} {value.name} {_facts(value.attrs)}"
