@@ -23,7 +23,7 @@ from focal.data.folder import ImageSource
 from focal.data.layout import DataLayout
 from focal.data.transforms.pipeline import TrainTransforms
 from focal.errors import UserError
-from tools.benchmark.timing import run_peer
+from tools.benchmark.timing import add_peer_arguments, take_turns
 
 logger = logging.getLogger("focal")
 
@@ -31,8 +31,7 @@ logger = logging.getLogger("focal")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=4096, help="images for the whole pipeline")
     parser.add_argument("--stage_images", type=int, default=512, help="images for each single stage")
-    parser.add_argument("--rounds", type=int, default=1, help="rounds; with --peer they alternate (default: 1)")
-    parser.add_argument("--peer", metavar="COMMAND", help="a command that prints `images_per_second: N`")
+    add_peer_arguments(parser, rounds=1)
 
 
 def run(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -130,11 +129,7 @@ def measure_rounds(config: Config, layout: DataLayout, arguments: argparse.Names
 
     The ratio to the peer is the median of the rounds' ratios, since a machine's speed may change from round to round.
     """
-    rates, peer = [], []
-    for _ in range(arguments.rounds):
-        rates.append(measure_pipeline(config, layout, arguments.images))
-        if arguments.peer:
-            peer.append(run_peer(arguments.peer))
+    rates, peer = take_turns(lambda: measure_pipeline(config, layout, arguments.images), arguments)
     result: dict[str, Any] = {"images_per_second": statistics.median(rates)}
     if peer:
         ratios = [ours / other for ours, other in zip(rates, peer)]

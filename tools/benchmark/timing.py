@@ -13,7 +13,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 import mindspore as ms
 import numpy as np
@@ -25,6 +25,7 @@ logger = logging.getLogger("focal")
 
 WARM_UP = 5  # steps that are not timed: MindSpore's CPU kernels try numbers of threads in their first calls
 PEAK_SIDE = 2048  # of the square matrices whose product gives the machine's peak
+Result = TypeVar("Result")
 _FIGURE = re.compile(r"images_per_second\"?\s*[:=]\s*([0-9.eE+-]+)")
 
 
@@ -57,7 +58,14 @@ class Timing:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of every network benchmark, beside the keys of the configuration."""
     parser.add_argument("--steps", type=int, default=10, help="steps timed per round (default: 10)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds; with --peer they alternate (default: 3)")
+    add_peer_arguments(parser, rounds=3)
+
+
+def add_peer_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """Flags of `take_turns`; `rounds` is the default of --rounds."""
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help="rounds; with --peer they alternate (default: %(default)s)"
+    )
     parser.add_argument("--peer", metavar="COMMAND", help="a command that prints `images_per_second: N`")
 
 
@@ -110,6 +118,20 @@ def run_peer(command: str) -> float:
     return float(found[-1])
 
 
+def take_turns(measure_once: Callable[[], Result], arguments: argparse.Namespace) -> tuple[list[Result], list[float]]:
+    """Call `measure_once` in each round, and after it the peer, if there is one.
+
+    Returns:
+        What each round gave, and the peer's images per second in each round (empty without a peer).
+    """
+    results, peer = [], []
+    for _ in range(arguments.rounds):
+        results.append(measure_once())
+        if arguments.peer:
+            peer.append(run_peer(arguments.peer))
+    return results, peer
+
+
 def measure(
     name: str, make: Callable[[], Subject], images: int, flops: float, target: str, arguments: argparse.Namespace,
 ) -> dict[str, Any]:  # fmt: skip
@@ -138,14 +160,13 @@ def measure(
     start_up["total"] = seconds_since_start()
     for _ in range(WARM_UP):
         step()
-    seconds: list[float] = []
-    peer: list[float] = []
-    peaks: list[float] = []
-    for _ in range(arguments.rounds):
-        seconds += [seconds_of(step) for _ in range(arguments.steps)]
-        peaks.append(matrix_product_peak())
-        if arguments.peer:
-            peer.append(run_peer(arguments.peer))
+
+    def time_steps() -> tuple[list[float], float]:
+        return [seconds_of(step) for _ in range(arguments.steps)], matrix_product_peak()
+
+    rounds, peer = take_turns(time_steps, arguments)
+    seconds = [second for of_round, _ in rounds for second in of_round]
+    peaks = [peak for _, peak in rounds]
     memory = peak_memory_bytes(target)
     timing = Timing.of(seconds)
     result = {
