@@ -100,6 +100,7 @@ class DropoutSource:
 
     def dropout(self, name: str, rate: float) -> Dropout:
         """The dropout Cell called `name`, which its key is derived from."""
+        # Without a rate the key is never used; a common one lets blocks share their graph (shared_graphs.py).
         key = zlib.crc32(f"{self.seed}/{name}".encode()) & 0x7FFFFFFF if rate else 0
         return Dropout(rate, key, self.counter)
 

@@ -152,6 +152,12 @@ def test_jit_level_and_launch_group_reach_mindspore(
     assert made == calls
 
 
+def test_graph_kernels_of_a_cpu_are_not_combined_with_compile_cache(tmp_path: Path) -> None:
+    keys = {"device_target": "CPU", "jit_level": "O1", "compile_cache": str(tmp_path)}
+    with pytest.raises(UserError, match="compile_cache: cannot keep the graph kernels of jit_level O1 on a CPU"):
+        device_module._set_compilation(load_config(keys).run)
+
+
 def test_a_failed_rank_that_cannot_end_is_ended() -> None:
     """Stands in for MindSpore, which waits at the end of the process for a scheduler that has gone."""
     code = (

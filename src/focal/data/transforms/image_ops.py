@@ -101,8 +101,8 @@ def _interpolate_rows(pixels_HWC: np.ndarray, weights: np.ndarray, out: np.ndarr
     height, width, channels = pixels_HWC.shape
     taps, count = len(weights), min(_ROWS, height)
     weights = np.broadcast_to(weights, (taps, height, 1))
-    # NumPy is twice as fast on contiguous arrays, so the pixels repeated at the ends of rows are multiplied too, and a
-    # tap is an offset into all rows at once, and the last row then reads a few zeros behind its end.
+    # NumPy is twice as fast on contiguous arrays. So the pixels repeated at the ends of rows are multiplied too, and a
+    # tap is an offset into all rows at once; the last row then reads a few zeros behind its end.
     row = (width + taps) * channels
     source = np.zeros(count * row + taps * channels, dtype=np.float32)
     values = [source[tap * channels :][: count * row].reshape(count, row) for tap in range(taps)]
