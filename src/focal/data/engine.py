@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import threading
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Callable, Optional
 import numpy as np
 
 from focal.distributed.collectives import give_up
+from focal.distributed.cores import available_cores
 from focal.errors import UserError
 
 if TYPE_CHECKING:
@@ -130,18 +130,12 @@ def make_dataset(
         return unreadable
 
     # Only the engine sees what its processes return. Threads need no map: it would hold nine more batches (87 MB).
-    workers = min(workers, available_processors())
+    workers = min(workers, available_cores())
     dataset = ds.GeneratorDataset(
         batches, [*columns, "unreadable", "error"], num_parallel_workers=workers, shuffle=False
     )
     dataset = dataset.map(reported, ["unreadable", "error"], ["unreadable"], num_parallel_workers=1)
     return dataset.project(list(columns))
-
-
-def available_processors() -> int:
-    """Processors this process may run on."""
-    count = os.cpu_count() or 1
-    return min(count, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else count
 
 
 class WorkerWatch:

@@ -29,6 +29,7 @@ from focal.distributed.collectives import (
     set_group,
     waiting,
 )
+from focal.distributed.cores import share_cores
 from focal.distributed.dynamic_cluster import Scheduler, turn_into_dynamic_cluster
 from focal.distributed.environment import Launch, check_device_num, detect_launch
 from focal.distributed.memory import use_one_memory_pool
@@ -92,6 +93,8 @@ def setup_device(run: RunConfig) -> Device:
     if run.device_target == "Ascend":
         for name, seconds in communication_timeouts(run.step_timeout).items():
             os.environ.setdefault(name, seconds)
+    if run.device_target == "CPU" and launch is not None:
+        share_cores(launch.world_size // run.node_num)
     import mindspore as ms  # imported late: the import itself sets HCCL_CONNECT_TIMEOUT if it is unset
 
     ms.set_context(mode=ms.PYNATIVE_MODE if run.graph_mode else ms.GRAPH_MODE)

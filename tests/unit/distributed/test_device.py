@@ -16,6 +16,7 @@ import pytest
 from focal.config import load_config
 from focal.distributed import device as device_module
 from focal.distributed.device import communication_timeouts, setup_device
+from focal.distributed.environment import Launch
 from focal.distributed.progress_watch import FIRST_STEP_TIMEOUT
 from focal.errors import UserError
 
@@ -53,6 +54,18 @@ def test_numpy_2_is_refused_before_anything_else(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(np, "__version__", "2.0.1")
     with pytest.raises(UserError, match=r"numpy 2\.0\.1 does not work"):
         setup_device(load_config({"device_target": "CPU"}).run)
+
+
+def test_ranks_on_a_cpu_share_the_cores_of_their_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = Launch("mpi", world_size=4, rank=0, device_id=0)
+    shares: list[int] = []
+    monkeypatch.setattr(device_module, "detect_launch", lambda environ: launch)
+    monkeypatch.setattr(device_module, "share_cores", shares.append)
+    monkeypatch.setattr(device_module, "_join_group", lambda *given: device_module.Device(world_size=4))
+    keys = {"device_target": "CPU", "device_num": 4}
+    setup_device(load_config(keys).run)
+    setup_device(load_config({**keys, "node_num": 2, "master_port": 8118}).run)
+    assert shares == [4, 2]
 
 
 @pytest.mark.parametrize("step_timeout", [0.0, 1.0, 1800.0, 7200.0, 1e6])
