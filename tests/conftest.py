@@ -1,7 +1,14 @@
 """Every test starts in graph mode on the CPU, as the product runs there."""
 
-import mindspore as ms
+import os
+
 import pytest
+
+from focal.distributed.cores import share_cores
+
+share_cores(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))  # workers of pytest-xdist, as if they were ranks
+
+import mindspore as ms  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
