@@ -255,7 +255,7 @@ def test_weights_come_from_the_flag_or_from_pretrained(tmp_path: Path, bucket: F
     weights = bucket.root / "bucket" / "models" / "a.ckpt"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"weights")
-    here = str(tmp_path / "cache" / "checkpoints" / "a.ckpt")
+    here = str(tmp_path / "cache" / "checkpoints" / "pretrained" / "a.ckpt")
     assert storage(tmp_path, ("--ckpt_url=obs://bucket/models/a.ckpt",)).pretrained() == here
     listed = json.dumps([{"model_url": "obs://bucket/models/a.ckpt", "model_name": "a.ckpt"}])
     assert storage(tmp_path, ("--pretrain_url", listed)).pretrained() == here
@@ -263,7 +263,25 @@ def test_weights_come_from_the_flag_or_from_pretrained(tmp_path: Path, bucket: F
     assert Path(here).read_bytes() == b"weights"
     assert storage(tmp_path, ("--pretrain_url=[]",)).pretrained() is None
     assert storage(tmp_path, pretrained="./mine.ckpt").pretrained() == "./mine.ckpt"
-    assert storage(tmp_path, resume="obs://bucket/models/a.ckpt").resume() == here
+
+
+def test_checkpoints_of_one_name_are_kept_apart(tmp_path: Path, bucket: FakeFile) -> None:
+    urls = {key: f"obs://bucket/of_{key}/best.ckpt" for key in ("pretrained", "teacher", "resume")}
+    for key in urls:
+        (bucket.root / "bucket" / f"of_{key}").mkdir(parents=True)
+        (bucket.root / "bucket" / f"of_{key}" / "best.ckpt").write_text(key)
+    place = storage(tmp_path, distillation="soft", **urls)
+    run = place.with_teacher(place.local_config()).run
+    for key in urls:
+        path = Path(getattr(run, key))
+        assert path.name == "best.ckpt" and path.read_text() == key and tmp_path in path.parents
+
+
+def test_a_teacher_that_does_not_arrive_is_one_clear_error(tmp_path: Path, bucket: FakeFile) -> None:
+    place = storage(tmp_path, distillation="soft", teacher="obs://bucket/gone/best.ckpt")
+    with pytest.raises(UserError, match="moxing: obs://bucket/gone/best.ckpt: .*No such file"):
+        place.teacher()
+    assert len(bucket.calls) == 5
 
 
 def test_resume_auto_brings_the_checkpoints_of_the_job_before(tmp_path: Path, bucket: FakeFile) -> None:
