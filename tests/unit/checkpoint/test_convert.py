@@ -18,7 +18,7 @@ from focal.checkpoint import weight_files
 from focal.checkpoint.files import write_checkpoint
 from focal.checkpoint.official import is_buffer, learnable_parameters, load_official_state_dict, official_state_dict
 from focal.checkpoint.weight_files import read_official_weights, write_official_weights
-from focal.checkpoint.weights import load_weights, read_weights
+from focal.checkpoint.weights import assign_weights, load_weights, read_weights
 from focal.config import load_config, to_flat_dict
 from focal.errors import UserError
 from focal.models import create_model
@@ -422,6 +422,26 @@ def test_a_conversion_for_384_pixels_gives_what_loading_at_384_pixels_gives(tmp_
     assert converted.keys() == network.official_parameters.keys() - {"random_counter"}
     for name, value in converted.items():
         np.testing.assert_array_equal(network.official_parameters[name].asnumpy(), value, err_msg=name)
+
+
+def test_weights_of_an_own_network_are_converted_at_their_size_and_resampled_when_loaded(tmp_path, script):
+    """Its name does not tell for which sizes the file was made."""
+    state = full_state("nano_v1")
+    np.savez(tmp_path / "x.npz", **state)
+    target, settings = tmp_path / "x.ckpt", settings_file(tmp_path, case_config("nano_v1"))
+    other = {"image_size": 128, "window_size": 8}
+    flags = [str(part) for name, value in other.items() for part in (f"--{name}", value)]
+    for more in ([], ["--num_classes", "7"]):
+        code, _, errors = script("--from", tmp_path / "x.npz", "--to", target, "--config", settings, *flags, *more)
+        assert code == 2 and len(errors) == 1 and "misshaped layers.0.blocks.0.attn." in errors[0]
+        assert errors[0].endswith("convert it with its own: what loads the checkpoint resamples it")
+        assert not target.exists()
+    code, _, errors = script("--from", tmp_path / "x.npz", "--to", target, "--config", settings)
+    assert (code, errors) == (0, [])
+    network = create_model(case_config("nano_v1", **other))
+    report = assign_weights(network, read_weights(str(target)), str(target))
+    assert "layers.0.blocks.0.attn.relative_position_bias_table" in report.resampled
+    assert not report.reinitialised and not report.absent
 
 
 def test_absolute_positions_are_resampled(tmp_path, script):
