@@ -27,8 +27,11 @@ def main() -> int:
 
 
 def check(config: Config) -> None:
-    """Refuse a teacher that is not there, before anything slow is done; a cloud job does not bring it either."""
-    check_teacher_file(config.run)
+    """Refuse a teacher that is not there, before anything slow is done; a cloud job has yet to bring it."""
+    from focal.cloud.storage import is_cloud_job
+
+    if not is_cloud_job(config):
+        check_teacher_file(config.run)
 
 
 def train(job: Job) -> int:
@@ -42,7 +45,8 @@ def train(job: Job) -> int:
     from focal.trainers.setup import build_network, build_train_step, open_outputs, resume_state
     from focal.trainers.trainer import Trainer
 
-    config, device, storage = job.config, job.device, job.storage
+    config, device, storage = job.storage.with_teacher(job.config), job.device, job.storage
+    check_teacher_file(config.run)
 
     layout = check_data(config, storage.data_folder())
     config, world_size = with_classes_of(layout, config), planned_world_size(config, device)

@@ -6,7 +6,8 @@
 Weight files: .pth (with PyTorch, an optional extra), .safetensors, .npz, and to read from, PaddlePaddle's .pdparams.
 Nothing in a file is executed. Its size and checksum are printed.
 --num_classes, --image_size and --window_size may differ from the file's: the head is re-initialised, and what has the
-size of a window or image is resampled.
+size of a window or image is resampled. If --arch is not a published model, convert at the file's own sizes: what loads
+the checkpoint resamples it.
 """
 
 from __future__ import annotations

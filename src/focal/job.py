@@ -59,16 +59,17 @@ def run_job(
     # StopSignals has to come before NumPy and MindSpore start their threads. Importing those takes seconds, so it waits
     # until the command line is known to be right.
     with StopSignals(stop_at_once) as stop:
-        from focal.cloud.storage import on_cloud_platform, resolve_output_folder, send_unsent_results
+        from focal.cloud.storage import is_cloud_job, on_cloud_platform, resolve_output_folder, send_unsent_results
         from focal.distributed.environment import detect_launch
         from focal.distributed.launcher import is_worker, launch
 
-        in_cloud = on_cloud_platform()
-        config, unknown_arguments = config_from_command_line(sys.argv[1:], description, tolerate_unknown=in_cloud)
+        config, unknown_arguments = config_from_command_line(
+            sys.argv[1:], description, tolerate_unknown=on_cloud_platform()
+        )
         check(config)
-        if config.run.dry_run and (in_cloud or config.run.run_openi):
+        if config.run.dry_run and is_cloud_job(config):
             raise ConfigError("dry_run: True cannot count the data of a cloud job without copying it; leave it out")
-        if not (in_cloud or config.run.run_openi):
+        if not is_cloud_job(config):
             check_input_files(config.run, config.data)
         # The first process of a job takes the lock, before anything slow starts; of several servers, the first does.
         if log_to_file and not config.run.dry_run and not config.run.node_rank and detect_launch(os.environ) is None:

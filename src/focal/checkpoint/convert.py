@@ -34,7 +34,7 @@ def convert_to_checkpoint(source: str, target: str, config: Config) -> list[str]
 
     Args:
         source: weight file of the authors' code or of PaddleViT. Its number of classes may differ from the network's.
-            Its image and window size may differ, too, if they are those that `arch` implies.
+            Its image and window size may differ, too, if they are those that `arch` implies, as a published name does.
         target: the .ckpt file to write.
         config: describes the wanted network.
 
@@ -51,19 +51,31 @@ def convert_to_checkpoint(source: str, target: str, config: Config) -> list[str]
     made_for = settings_of_file(state, config)
     notes: list[str] = []
     if made_for != config:
-        load_official_state_dict(create_model(made_for), state)  # the file itself must be whole
+        _load_whole(create_model(made_for), state, config)  # the file itself must be whole
         state, notes = adapt_state(state, network)
     foreign = key_indices_of_other_maps(network, state)
     if foreign:
         state = {name: value for name, value in state.items() if name not in foreign}
         notes.append(f"{name_some(foreign)}: chosen by this program, as the file's belong to another map")
-    load_official_state_dict(network, state)
+    _load_whole(network, state, config)
     tensors = {p.name: p.asnumpy() for p in network.get_parameters() if p.name != RANDOM_COUNTER}
     try:
         write_checkpoint(Path(target), tensors, None)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror or one_line(error)})") from None
     return notes
+
+
+def _load_whole(network: nn.Cell, state: Mapping[str, np.ndarray], config: Config) -> None:
+    try:
+        load_official_state_dict(network, state)
+    except UserError as error:
+        if config.model.arch in published_archs():
+            raise
+        raise UserError(
+            f"{error}; if the file is of another image_size or window_size, which only published archs tell, convert "
+            "it with its own: what loads the checkpoint resamples it"
+        ) from None
 
 
 def settings_of_file(state: Mapping[str, np.ndarray], config: Config) -> Config:

@@ -108,6 +108,9 @@ class C2netStorage(Storage):
     def pretrained(self) -> Optional[str]:
         return _find_model(self.config.run.pretrained)
 
+    def teacher(self) -> Optional[str]:
+        return _find_model(self.config.run.teacher)
+
     def resume(self) -> Optional[str]:
         return self.config.run.resume if self.config.run.resume == "auto" else _find_model(self.config.run.resume)
 

@@ -26,7 +26,7 @@ def is_remote(path: str) -> bool:
 class Storage:
     """Brings data to the job and takes its results away. A context manager: leaving it sends the last results.
 
-    Platforms override `data_folder`, `pretrained`, `resume`, `sends_results` and `_send`.
+    Platforms override `data_folder`, `pretrained`, `teacher`, `resume`, `sends_results` and `_send`.
 
     Attributes:
         output_folder: local folder that takes the job's results.
@@ -58,6 +58,14 @@ class Storage:
     def pretrained(self) -> Optional[str]:
         """Local path of the weights to start from, if any. Every rank must call it."""
         return self.config.run.pretrained
+
+    def with_teacher(self, config: Config) -> Config:
+        """`config` with `teacher` as a path of this machine, which only training needs. Every rank must call it."""
+        return dataclasses.replace(config, run=dataclasses.replace(config.run, teacher=self.teacher()))
+
+    def teacher(self) -> Optional[str]:
+        """Local path of the teacher's checkpoint, if any. Every rank must call it."""
+        return self.config.run.teacher
 
     def resume(self) -> Optional[str]:
         """None, "auto", or the local path of the checkpoint to resume from. Every rank must call it.

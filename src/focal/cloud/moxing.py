@@ -111,17 +111,21 @@ class MoxingStorage(Storage):
         return given  # the check of the data reports what is missing
 
     def pretrained(self) -> Optional[str]:
-        return self._copy_checkpoint(self.config.run.pretrained or _checkpoint_of(self.flags))
+        return self._copy_checkpoint("pretrained", self.config.run.pretrained or _checkpoint_of(self.flags))
+
+    def teacher(self) -> Optional[str]:
+        return self._copy_checkpoint("teacher", self.config.run.teacher)
 
     def resume(self) -> Optional[str]:
         if self.config.run.resume == "auto" and is_remote(self.config.run.train_url):
             self._once_per_machine("checkpoints", self._copy_earlier_results)
-        return self._copy_checkpoint(self.config.run.resume)
+        return self._copy_checkpoint("resume", self.config.run.resume)
 
-    def _copy_checkpoint(self, url: Optional[str]) -> Optional[str]:
+    def _copy_checkpoint(self, key: str, url: Optional[str]) -> Optional[str]:
+        """Local path of the checkpoint that `key` names; a folder for each key, as all may be called best.ckpt."""
         if url is None or not is_remote(url):
             return url
-        place = self.cache / "checkpoints" / os.path.basename(url.rstrip("/"))
+        place = self.cache / "checkpoints" / key / os.path.basename(url.rstrip("/"))
         self._once_per_machine("checkpoint", lambda: with_retries(f"copying {url}", partial(copy_file, url, place)))
         return str(place)
 

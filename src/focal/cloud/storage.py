@@ -35,6 +35,11 @@ def on_cloud_platform(environ: Mapping[str, str] = os.environ) -> bool:
     return detect_platform(False, environ) != LOCAL
 
 
+def is_cloud_job(config: Config) -> bool:
+    """Whether a platform brings the data and checkpoints, which then need not be on this machine yet."""
+    return detect_platform(config.run.run_openi, os.environ) != LOCAL
+
+
 def resolve_output_folder(config: Config, environ: Mapping[str, str] = os.environ) -> str:
     """Local folder for the job's results; logs are written there before the storage is opened.
 
@@ -77,7 +82,7 @@ def open_storage(config: Config, device: Device, unknown_arguments: Sequence[str
 
 def send_unsent_results(config: Config) -> None:
     """After a failed cloud job, send what a killed worker could not; the platform keeps nothing else."""
-    if detect_platform(config.run.run_openi, os.environ) == LOCAL:
+    if not is_cloud_job(config):
         return
     try:
         open_storage(config, Device(target=config.run.device_target)).close()

@@ -118,5 +118,3 @@ def _check_loss(config: Config) -> None:
         value = getattr(run, name)
         if value is not None and step.distillation == "none":
             raise ConfigError(f"{name}: {value} is not used with distillation none; set distillation to soft or hard")
-    if run.teacher is not None and "://" in run.teacher:
-        raise ConfigError(f"teacher: {run.teacher} is not copied to this machine; give the path of a local file")

@@ -116,6 +116,26 @@ def test_an_npz_file_that_hides_its_size_is_refused(tmp_path):
     refused(path)
 
 
+def test_every_damage_of_a_compressed_npz_is_one_error(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, a=np.arange(3000, dtype=np.float32), b=np.zeros((3, 4), np.float32))
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for position in rng.integers(0, len(content), 200).tolist():
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :])
+        try:
+            read_official_weights(str(path))
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 100  # names and dates of entries carry no checksum, the data do
+    np.save(tmp_path / "y.npy", np.zeros(3))
+    (tmp_path / "y.npy").rename(tmp_path / "y.npz")
+    with pytest.raises(UserError, match="not a whole npz file"):
+        read_official_weights(str(tmp_path / "y.npz"))
+
+
 def test_a_file_is_described_by_its_size_and_checksum(tmp_path):
     (tmp_path / "x.pth").write_bytes(b"abc" * 411522)
     assert describe_file(str(tmp_path / "x.pth")).startswith(f"{tmp_path / 'x.pth'}: 1,234,566 bytes, sha256 ")

@@ -1,14 +1,17 @@
-"""Short pauses, and the ranks of a job as threads of one process."""
+"""Short pauses, an object store, and the ranks of a job as threads of one process."""
 
 from __future__ import annotations
 
+import sys
 import threading
+from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
 import pytest
 
 from focal.cloud import once, upload
+from tests.unit.cloud.fake_moxing import FakeFile, make_moxing
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +19,22 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses between attempts and status exchanges that a test can wait for."""
     monkeypatch.setattr(upload, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(once, "PULSE_SECONDS", 0.05)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFile:
+    """An object store with two datasets and an archive, behind the stand-in."""
+    for name in ("DATA_DOWNLOAD_METHOD", "LOCAL_DATASET_PATH", "LOCAL_TENSORBOARD_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    module = make_moxing(tmp_path / "store")
+    monkeypatch.setitem(sys.modules, "moxing", module)
+    for dataset in ("digits", "flowers"):
+        for split in ("train", "val"):
+            for index in range(3):
+                image = tmp_path / "store" / "bucket" / dataset / split / "cat" / f"{index}.jpg"
+                image.parent.mkdir(parents=True, exist_ok=True)
+                image.write_bytes(f"{dataset} {split} {index}".encode() * 10)
+    return module.file
 
 
 @pytest.fixture

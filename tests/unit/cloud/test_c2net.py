@@ -177,6 +177,8 @@ def test_weights_are_found_among_the_models_of_the_task(task: Path) -> None:
     (task / "pretrainmodel" / "mine" / "best.ckpt").write_text("x")
     assert storage(task, pretrained="best.ckpt").pretrained() == str(task / "pretrainmodel" / "mine" / "best.ckpt")
     assert storage(task, pretrained="other.ckpt").pretrained() == "other.ckpt"
+    of_teacher = storage(task, distillation="soft", teacher="obs://b/best.ckpt").teacher()
+    assert of_teacher == str(task / "pretrainmodel" / "mine" / "best.ckpt")
     assert storage(task, resume="auto").resume() == "auto"
     assert storage(task).pretrained() is None
 

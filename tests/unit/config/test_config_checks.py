@@ -41,7 +41,6 @@ REFUSED = [
     ({"distillation": "soft"}, "teacher: distillation soft needs the teacher's checkpoint; give --teacher CKPT"),
     ({"teacher": "t.ckpt"}, "teacher: t.ckpt is not used with distillation none; set distillation to soft or hard"),
     ({"teacher_arch": "nano"}, "teacher_arch: nano is not used with distillation none"),
-    ({"distillation": "hard", "teacher": "obs://b/t.ckpt"}, "teacher: obs://b/t.ckpt is not copied to this machine"),
     ({"node_rank": 1}, "node_rank: 1 must be less than node_num 1"),
     ({**SEVERAL, "node_rank": 2}, "node_rank: 2 must be less than node_num 2"),
     ({**SEVERAL, "device_num": 15}, "device_num: 15 .* must be a multiple of node_num 2"),

@@ -12,7 +12,9 @@ import focal.data
 import focal.trainers.setup
 import train as train_script
 from focal.checkpoint.files import write_checkpoint
+from focal.cloud.local import Storage
 from focal.distributed.device import Device
+from focal.errors import UserError
 
 
 class Reached(Exception):
@@ -26,8 +28,9 @@ def make_job(make_config, tmp_path: Path):
         (tmp_path / name).write_bytes(b"x")
 
     def make(**settings: object) -> types.SimpleNamespace:
-        storage = types.SimpleNamespace(data_folder=lambda: str(tmp_path), output_folder=str(tmp_path / "out"))
-        return types.SimpleNamespace(config=make_config(num_classes=2, **settings), device=Device(), storage=storage)
+        config = make_config(num_classes=2, data_url=str(tmp_path), **settings)
+        storage = Storage(config, Device(), str(tmp_path / "out"))
+        return types.SimpleNamespace(config=config, device=Device(), storage=storage)
 
     return make
 
@@ -83,8 +86,18 @@ def test_the_teacher_is_checked_against_the_classes_of_the_data(make_job, monkey
     assert given == [("ant", "bee"), ("ant", "bee")]
 
 
-@pytest.mark.parametrize("settings", ({}, {"run_openi": True}))
-def test_a_missing_teacher_is_noticed_at_the_start_of_a_cloud_job_too(make_config, settings) -> None:
-    config = make_config(distillation="soft", teacher="no/such.ckpt", **settings)
-    with pytest.raises(Exception, match=r"^teacher: no/such.ckpt does not exist"):
-        train_script.check(config)
+def test_a_missing_teacher_is_noticed_at_the_start(make_config) -> None:
+    with pytest.raises(UserError, match=r"^teacher: no/such.ckpt does not exist"):
+        train_script.check(make_config(distillation="soft", teacher="no/such.ckpt"))
+
+
+def test_a_cloud_job_brings_the_teacher_and_misses_it_before_the_data(make_job, compared, tmp_path: Path) -> None:
+    job = make_job(distillation="soft", teacher="obs://bucket/teacher.ckpt", run_openi=True)
+    train_script.check(job.config)  # where nothing has been brought yet
+    job.storage.teacher = lambda: str(tmp_path / "teacher.ckpt")
+    job.storage.data_folder = lambda: pytest.fail("the data is copied, which can take hours")
+    with pytest.raises(UserError, match=r"^teacher: .*teacher.ckpt does not exist"):
+        train_script.train(job)
+    (tmp_path / "teacher.ckpt").write_bytes(b"123456789")
+    job.storage.data_folder = lambda: str(tmp_path)
+    assert compared(train_script.train, job) == ["teacher file: a file with CRC-32 cbf43926"]
