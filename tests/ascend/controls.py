@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Tensor, nn, ops
 
 from focal.config import Config
 from focal.distributed.device import Device
-from tools.ascend_dry_run.cases import EVAL
-from tools.ascend_dry_run.child import build, example_inputs
 
 
 class Lstm(nn.Cell):
@@ -60,26 +56,3 @@ def without_adapter(config: Config, device: Device) -> tuple[nn.Cell, tuple[Tens
     """A Cell that GE cannot take."""
     del config, device
     return Lstm(), lstm_inputs()
-
-
-class OneMoreOperator(nn.Cell):
-    """A Cell whose result is multiplied by a parameter."""
-
-    def __init__(self, cell: nn.Cell) -> None:
-        super().__init__()
-        self.cell = cell
-        self.factor = Parameter(Tensor(1.0, ms.float32), name="factor")
-
-    def construct(self, *inputs: Any) -> Tensor:
-        return self.cell(*inputs) * self.factor
-
-
-def larger_evaluation(config: Config, device: Device) -> tuple[nn.Cell, tuple[Tensor, ...]]:
-    """The product's evaluation, and one operator more."""
-    return OneMoreOperator(build(config, EVAL, device)), example_inputs(config, EVAL)
-
-
-def not_compilable(config: Config, device: Device) -> tuple[nn.Cell, tuple[Tensor, ...]]:
-    """A product of matrices that do not fit."""
-    del config, device
-    return ops.MatMul(), (Tensor(np.ones((2, 3)), ms.float32), Tensor(np.ones((2, 3)), ms.float32))

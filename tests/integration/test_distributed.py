@@ -23,6 +23,8 @@ TRAIN = "tests/integration/spied_train.py"
 PATIENCE = 300.0  # seconds for a job that compiles, on a machine that others use as well
 TOLERANCE = 1e-5
 CLIP = 0.05
+# A training of the real train.py that something happens to; nothing is evaluated, which would be compiled first.
+LONG = {"script": "train.py", "batch_size": 2, "save_steps": 2, "epochs": 1000, "eval_every": 1000}
 
 NANO = """
 arch: focalv2_tiny_useconv_patch4_window7_224
@@ -166,17 +168,14 @@ def test_predictions_of_two_ranks_are_those_of_one(pair: Path) -> None:
     assert 100 * two.correct.mean() == pytest.approx(best) == two.source["top1"]
 
 
-def test_eval_py_over_two_ranks_equals_one_to_the_image(pair: Path) -> None:
-    figures = []
-    for devices in (1, 2):
-        checkpoint = pair / "one" / "checkpoints" / "last.ckpt"
-        command = train(
-            pair, f"eval_{devices}", script="eval.py", device_num=devices, batch_size=3, pretrained=checkpoint
-        )
-        finish([*command, f"--json={pair / f'eval_{devices}.json'}"], pair / f"eval_{devices}.out")
-        figures.append(json.loads((pair / f"eval_{devices}.json").read_text()))
-    one, two = figures
+def test_eval_py_over_two_ranks_equals_the_training_of_one_to_the_image(pair: Path) -> None:
+    """The last evaluation of a training in one process, of the weights that its last checkpoint holds."""
+    checkpoint, figures = pair / "one" / "checkpoints" / "last.ckpt", pair / "eval.json"
+    command = train(pair, "eval", script="eval.py", device_num=2, batch_size=3, pretrained=checkpoint)
+    finish([*command, f"--json={figures}"], pair / "eval.out")
+    two, one = json.loads(figures.read_text()), [r for r in records(pair, "one") if r["kind"] == "val"][-1]
     assert (one["images"], one["top1"], one["top5"]) == (two["images"], two["top1"], two["top5"])
+    print("difference of the losses", one["loss"] - two["loss"])
     assert one["images"] == 13 and abs(one["loss"] - two["loss"]) < 1e-6
 
 
@@ -216,7 +215,7 @@ def test_a_training_resumes_after_a_worker_was_killed_in_mid_epoch(place: Path) 
 
     With two, each rank loads the step that it compiled for the first start.
     """
-    keys = {"script": "train.py", "batch_size": 2, "save_steps": 2, "epochs": 1000, "compile_cache": place / "cache"}
+    keys = {**LONG, "compile_cache": place / "cache"}
     with job(train(place, "killed", device_num=2, **keys), place / "killed.out") as running:
         progress(place, running, "killed", update=5)
         killed = time.monotonic()
@@ -242,8 +241,7 @@ def test_a_training_resumes_after_a_worker_was_killed_in_mid_epoch(place: Path) 
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_job(place: Path) -> None:
     """A stopped process neither fails nor answers: the others notice that no step ends."""
-    keys = {"script": "train.py", "batch_size": 2, "save_steps": 2, "epochs": 1000, "step_timeout": 8}
-    keys["compile_cache"] = place / "cache"
+    keys = {**LONG, "compile_cache": place / "cache", "step_timeout": 8}
     with job(train(place, "stuck", device_num=2, **keys), place / "stuck.out") as running:
         progress(place, running, "stuck", update=5)
         os.kill(running.pid_of("rank 1"), signal.SIGSTOP)

@@ -7,13 +7,18 @@ import pytest
 from mindspore import Tensor
 from PIL import Image
 
+import focal
 from examples import segmentation
 
 
 @pytest.mark.slow
-def test_a_segmentation_network_learns_to_find_shapes(tmp_path, capsys):
-    """After a third of the example's steps it beats the best answer that is the same for every pixel: background."""
-    path = tmp_path / "picture.png"
+def test_a_segmentation_network_learns_to_find_shapes(tmp_path, capsys, monkeypatch):
+    """After a third of the example's steps it beats the best answer that is the same for every pixel: background.
+
+    Of each stage, there is one block here.
+    """
+    load_config, path = focal.load_config, tmp_path / "picture.png"
+    monkeypatch.setattr(focal, "load_config", lambda settings: load_config(settings, {"depths": [1, 1, 1]}))
     result = segmentation.main(["--steps", "130", "--pictures", "32", "--picture", str(path)])
     printed = capsys.readouterr().out
     losses = [float(text) for text in re.findall(r"loss (\S+)", printed)]  # means of steps 1 to 50 and 51 to 100

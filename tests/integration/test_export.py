@@ -59,9 +59,16 @@ def checkpoint(two_stages, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def predicted(digits, checkpoint):
+    """Two images, and what scripts/predict.py says about them with the checkpoint."""
+    images = sorted((digits / "val" / "7").glob("*.png"))[:2]
+    return images, run("scripts/predict.py", *images, "--pretrained", checkpoint, "--device_target", "CPU")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
-def test_export_and_predict_agree_with_the_checkpoint(file_format, two_stages, digits, checkpoint, tmp_path):
+def test_export_and_predict_agree_with_the_checkpoint(file_format, two_stages, digits, checkpoint, predicted, tmp_path):
     """In a folder of any name, with the settings of a job of eight devices; ONNX also with those of an Ascend.
 
     Each file states its network, preprocessing and class names; ONNX is run without a word about the device.
@@ -74,10 +81,9 @@ def test_export_and_predict_agree_with_the_checkpoint(file_format, two_stages, d
     )  # fmt: skip
     difference = float(printed.rsplit("images: ", 1)[1])
     assert 0 <= difference <= 1e-4
-    images = sorted((digits / "val" / "7").glob("*.png"))[:2]
-    cpu = ["--device_target", "CPU"]
-    from_file = run("scripts/predict.py", *images, "--pretrained", target, *([] if file_format == "ONNX" else cpu))
-    from_checkpoint = run("scripts/predict.py", *images, "--pretrained", checkpoint, *cpu)
+    images, from_checkpoint = predicted
+    cpu = [] if file_format == "ONNX" else ["--device_target", "CPU"]
+    from_file = run("scripts/predict.py", *images, "--pretrained", target, *cpu)
     assert from_file == from_checkpoint and from_file.count(" % digit ") == 10
     error = run("scripts/predict.py", *job, "--image_size", 96, "--pretrained", target, images[0], expect=2)
     assert "does not take images (3, 96, 96)" in error and "Traceback" not in error

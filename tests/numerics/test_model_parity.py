@@ -43,9 +43,9 @@ def test_gradient_norms_in_pynative_mode(name, pynative_mode):
     check_gradient_norms(name)
 
 
-@pytest.mark.parametrize("name", ["nano_v1", "nano_v1_shift", "nano_v2_useconv", "nano_v2_levels3"])
+@pytest.mark.parametrize("name", ["nano_v1_shift", "nano_v2_levels3"])
 def test_gradient_norms_in_graph_mode(name):
-    """The same Cells and the same gradients of their own, compiled; the trajectories train two of the cases."""
+    """The same Cells and the same gradients of their own, compiled, as the trajectories compile two other cases."""
     check_gradient_norms(name)
 
 
@@ -116,11 +116,10 @@ def test_official_macs_are_the_authors(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["small", "base"])
 @pytest.mark.parametrize("version", ["focal", "focalv2"])
-def test_larger_models_run(version, size, pynative_mode):
-    """No figures exist for these; they must run, and depend on the image."""
-    network = loaded_network(f"{version}_{size}_useconv_patch4_window7_224")
+def test_larger_models_run(version, pynative_mode):
+    """No figures exist for these; they must run, and depend on the image. The small ones are as deep and narrower."""
+    network = loaded_network(f"{version}_base_useconv_patch4_window7_224")
     images = np.random.default_rng(0).standard_normal((2, 3, 224, 224)).astype(np.float32)
     logits = network(ms.Tensor(images)).asnumpy()
     assert logits.shape == (2, 1000) and np.isfinite(logits).all()
