@@ -135,7 +135,7 @@ def test_train_compares_the_names_of_its_data(make_config, image_folder, monkeyp
         raise InterruptedError
 
     monkeypatch.setattr("focal.trainers.setup.build_network", build)
-    storage = SimpleNamespace(data_folder=lambda: str(image_folder))
+    storage = SimpleNamespace(data_folder=lambda: str(image_folder), with_teacher=lambda config: config)
     with pytest.raises(InterruptedError):
         module.train(SimpleNamespace(config=make_config(num_classes=3), device=Device(), storage=storage))
     assert given == [("a", "b", "c")]
